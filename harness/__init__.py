@@ -1,0 +1,1 @@
+"""Runs things: tools as subprocesses, engines, models; and keeps what came back in a session folder."""

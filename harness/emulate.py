@@ -1,0 +1,335 @@
+"""Emulated low precision on the CPU: one instrumented session in which every node can be lowered or kept at run time.
+
+ONNX Runtime on a CPU computes FP16 nodes in FP32 and drops the casts between them, so that an overflow disappears.
+Here a lowered node sees its inputs and weights rounded to the lower precision and its outputs are rounded, as a
+strongly typed network stores them; accumulation inside the operator stays FP32, as on tensor cores. A tensor between a
+kept and a lowered node is rounded: it is cast on the way.
+
+How: a node becomes `If(flag) {node, Cast, Cast} else {node}`, so that a kept node costs no pass over its data and a
+lowered one costs one rounding per tensor. (`Where` computes both sides and took three to five times as long.)
+- A tensor with a single reader is rounded where it is made, if its maker or its reader is lowered.
+- A tensor with several readers is also offered rounded, for those that are lowered while its maker is not.
+- Weights are rounded once, beforehand, while they are small enough to be kept twice, else by casts inside the branch.
+- Operators that only select values (EXACT_OPS) are rounded at their output alone, and not at all after rounded inputs.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import onnx
+from onnx import AttributeProto, TensorProto, helper, numpy_helper
+
+from harness.errors import UsageError
+from harness.model import Model, infer_dtypes, opset_of, reads, subgraphs
+from harness.precision import EXACT_OPS, Lowering, Positions, Precision
+from harness.runtime import Feeds, Runner
+
+FLAGS = "probe:flags"
+KEEP_TWICE_BYTES = 256 << 20  # weights up to this size are also held rounded; above, one copy of the weights is kept
+
+
+@dataclass(frozen=True)
+class _Switch:
+    """The flags of one node. `low` makes it read rounded values; `rounds` rounds its output; either may be absent."""
+
+    low: int | None
+    rounds: int | None
+    reader: int | None  # the only reader of its output, if there is one: lowering it rounds the output too
+    exact: bool
+    makers: tuple[int, ...]  # nodes that make its float inputs; -1 stands for a graph input or a weight
+
+
+@dataclass
+class _Plan:
+    """What the rewriting of one model needs to know and collects."""
+
+    model: Model
+    precision: Precision
+    keep_twice: bool
+    lowering: Lowering
+    positions: list[Positions]
+    readers: dict[str, list[int]]
+    solo: set[str]
+    flags: int = 0
+    head: list[onnx.NodeProto] = field(default_factory=list)
+    rounded: dict[str, np.ndarray] = field(default_factory=dict)
+    offered: set[str] = field(default_factory=set)
+
+    def new_flag(self) -> int:
+        self.flags += 1
+        return self.flags - 1
+
+
+class Emulation:
+    """The instrumented model: `run(feeds, lowered)` computes it with any set of nodes lowered, in one session.
+
+    Memory: the model's own weights (shared, not copied), a rounded copy of them up to KEEP_TWICE_BYTES, activations.
+    """
+
+    def __init__(self, model: Model, precision: Precision = Precision.FP16, *, threads: int = 0, keep_twice: bool | None = None,
+                 optimise: bool = True) -> None:  # fmt: skip
+        if model.opset < 11:
+            raise UsageError(f"{model.path}: opset {model.opset}, the emulation needs 11 or newer",
+                             hint="convert it: python -c \"import onnx; from onnx import version_converter; onnx.save("
+                             f"version_converter.convert_version(onnx.load('{model.path.name}'), 17), 'opset17.onnx')\"")  # fmt: skip
+        twice = model.weight_bytes <= KEEP_TWICE_BYTES if keep_twice is None else keep_twice
+        plan = _plan(model, precision, twice)
+        proto, self._switches = _rewrite(plan)
+        self.precision = precision
+        self.candidates = [i for i, p in enumerate(plan.positions) if p]
+        self._flag_count = plan.flags
+        self._runner = Runner(proto, model.weights | plan.rounded, threads=threads, optimise=optimise,
+                              fold_constants=twice, prepack=twice)  # fmt: skip
+
+    def run(self, feeds: Feeds, lowered: Collection[int]) -> list[np.ndarray]:
+        """The model's outputs, in its own order, with the nodes `lowered` (indices) stored in the lower precision."""
+        if self._flag_count == 0:
+            return self._runner.run(feeds)
+        return self._runner.run({**feeds, FLAGS: self._flags(lowered)})
+
+    def _flags(self, lowered: Collection[int]) -> np.ndarray:
+        flags = np.zeros(self._flag_count, dtype=bool)
+        low = set(lowered)
+        representable = [False] * (len(self._switches) + 1)  # the last one answers for -1: inputs and weights are not
+        for index, switch in enumerate(self._switches):
+            if switch is None:
+                continue
+            is_low = index in low
+            if switch.low is not None:
+                flags[switch.low] = is_low
+            already = switch.exact and bool(switch.makers) and all(representable[m] for m in switch.makers)
+            rounds = (is_low or switch.reader in low) and not already
+            if switch.rounds is not None:
+                flags[switch.rounds] = rounds
+            representable[index] = already or rounds
+        return flags
+
+
+def lowerable(model: Model, precision: Precision) -> list[int]:
+    """Indices of the nodes that can be stored in the lower precision: the candidates."""
+    lowering = Lowering(model.proto, precision)
+    return [node.index for node in model.nodes if lowering.positions(node.proto, model.dtypes)]
+
+
+def _plan(model: Model, precision: Precision, keep_twice: bool) -> _Plan:
+    lowering = Lowering(model.proto, precision)
+    positions = [lowering.positions(node.proto, model.dtypes) for node in model.nodes]
+    readers: dict[str, list[int]] = defaultdict(list)
+    for node in model.nodes:
+        for name in dict.fromkeys(reads(node.proto)):
+            readers[name].append(node.index)
+    outputs = set(model.outputs)
+    solo = set()
+    for node, where in zip(model.nodes, positions, strict=True):
+        for name in (node.proto.output[i] for i in where.outputs):
+            if len(where.outputs) == 1 and name not in outputs and len(readers[name]) == 1:
+                solo.add(name)
+    return _Plan(model, precision, keep_twice, lowering, positions, readers, solo)
+
+
+def _rewrite(plan: _Plan) -> tuple[onnx.ModelProto, list[_Switch | None]]:
+    """The instrumented model, and the switch of every node (None: cannot be lowered)."""
+    model = plan.model
+    maker = {name: node.index for node in model.nodes for name in node.proto.output}
+    for value in model.inputs:
+        _offer_rounded(plan, value.name, plan.head)
+    body: list[onnx.NodeProto] = []
+    switches: list[_Switch | None] = []
+    for node, where in zip(model.nodes, plan.positions, strict=True):
+        if not where:
+            body.append(node.proto)
+            switches.append(None)
+        else:
+            made, switch = _switch_node(plan, node.proto, where, maker)
+            body.extend(made)
+            switches.append(switch)
+        for name in node.proto.output:
+            if name not in plan.solo:
+                _offer_rounded(plan, name, body)
+    proto = onnx.ModelProto()
+    proto.CopyFrom(model.proto)
+    del proto.graph.node[:]
+    del proto.graph.value_info[:]
+    if plan.flags:
+        proto.graph.input.append(helper.make_tensor_value_info(FLAGS, TensorProto.BOOL, [plan.flags]))
+        proto.graph.node.append(helper.make_node("Split", [FLAGS], [_flag(i) for i in range(plan.flags)], axis=0,
+                                                 **({"num_outputs": plan.flags} if model.opset >= 18 else {})))  # fmt: skip
+    proto.graph.node.extend(plan.head)
+    proto.graph.node.extend(body)
+    for name, array in plan.rounded.items():
+        proto.graph.initializer.append(_external(name, array))
+    return proto, switches
+
+
+def _switch_node(plan: _Plan, node: onnx.NodeProto, where: Positions, maker: dict[str, int]) -> tuple[list[onnx.NodeProto], _Switch]:
+    float_reads = [node.input[i] for i in where.inputs] + list(where.captures)
+    exact = node.op_type in EXACT_OPS and not where.captures
+    outputs = [node.output[i] for i in where.outputs]
+    reader = plan.readers[outputs[0]][0] if outputs and outputs[0] in plan.solo else None
+    # What a lowered node must read in another form; an exact one is rounded at its output instead.
+    replace = {} if exact else {n: r for n in dict.fromkeys(float_reads) if (r := _rounded_name(plan, n)) is not None}
+    low = plan.new_flag() if replace or where.captures else None
+    rounds = plan.new_flag() if outputs else None
+    plain = [node]
+    if rounds is not None:
+        plain = [_if(_flag(rounds), node.output, _rounding(plan, node, outputs, "r"), [node], plan.model.dtypes, f"{outputs[0]}:round")]
+    if low is None:
+        return plain, _Switch(low, rounds, reader, exact, _makers(float_reads, maker))
+    branch = _lowered_branch(plan, node, replace, outputs)
+    name = next(n for n in node.output if n)
+    made = [_if(_flag(low), node.output, branch, plain, plan.model.dtypes, f"{name}:low")]
+    return made, _Switch(low, rounds, reader, exact, _makers(float_reads, maker))
+
+
+def _makers(names: Sequence[str], maker: dict[str, int]) -> tuple[int, ...]:
+    return tuple(maker.get(name, -1) for name in names)
+
+
+def _lowered_branch(plan: _Plan, node: onnx.NodeProto, replace: dict[str, str], outputs: Sequence[str]) -> list[onnx.NodeProto]:
+    """The node reading rounded values; weights too large to be kept twice are rounded here, by casts."""
+    copy = onnx.NodeProto()
+    copy.CopyFrom(node)
+    casts: list[onnx.NodeProto] = []
+    for name, rounded in replace.items():
+        if rounded.endswith(":cast"):
+            casts += _casts(name, rounded, plan.precision)
+    copy.input[:] = [replace.get(name, name) for name in copy.input]
+    for body in subgraphs(copy):
+        lower_body(body, plan.lowering, plan.model.dtypes, replace)
+    return casts + _rounding(plan, copy, outputs, "l")
+
+
+def _rounding(plan: _Plan, node: onnx.NodeProto, outputs: Sequence[str], tag: str) -> list[onnx.NodeProto]:
+    """`node`, then its float outputs rounded under their own names."""
+    copy = onnx.NodeProto()
+    copy.CopyFrom(node)
+    copy.output[:] = [f"{name}:{tag}" if name in outputs else name for name in copy.output]
+    made = [copy]
+    for name in outputs:
+        made += _casts(f"{name}:{tag}", name, plan.precision)
+    return made
+
+
+def _rounded_name(plan: _Plan, name: str) -> str | None:
+    """Under which name a lowered reader finds `name` rounded; None if the tensor is rounded under its own name."""
+    if name in plan.solo:
+        return None
+    if name in plan.offered:
+        return f"{name}:rounded"
+    if name not in plan.model.initialisers:
+        return None
+    if not plan.keep_twice and name in plan.model.weights:
+        return f"{name}:cast"
+    rounded = f"{name}:rounded"
+    if rounded not in plan.rounded:
+        value = plan.model.constant(name)
+        assert value is not None
+        plan.rounded[rounded] = plan.precision.round(value)
+    return rounded
+
+
+def _offer_rounded(plan: _Plan, name: str, nodes: list[onnx.NodeProto]) -> None:
+    """Offer a tensor rounded as well, if somebody may be lowered who reads it and its values are not solo."""
+    if plan.model.dtypes.get(name) != TensorProto.FLOAT or name in plan.offered:
+        return
+    wanting = [i for i in plan.readers.get(name, []) if _reads_rounded(plan, i, name)]
+    if wanting:
+        plan.offered.add(name)
+        nodes += _casts(name, f"{name}:rounded", plan.precision)
+
+
+def _reads_rounded(plan: _Plan, index: int, name: str) -> bool:
+    node, where = plan.model.nodes[index].proto, plan.positions[index]
+    exact = node.op_type in EXACT_OPS and not where.captures
+    return not exact and (name in where.captures or any(node.input[i] == name for i in where.inputs))
+
+
+def lower_body(graph: onnx.GraphProto, lowering: Lowering, outer: dict[str, int], replace: dict[str, str]) -> None:
+    """Round everything inside a subgraph, in place: what it makes, its weights, and what it captures (`replace`)."""
+    dtypes = outer | _body_dtypes(graph, outer)
+    precision = lowering.precision
+    constants = {t.name: t for t in graph.initializer if t.data_type == TensorProto.FLOAT}
+    for tensor in constants.values():
+        tensor.CopyFrom(numpy_helper.from_array(precision.round(numpy_helper.to_array(tensor)), tensor.name))
+    made: list[onnx.NodeProto] = []
+    for node in graph.node:
+        where = lowering.positions(node, dtypes)
+        node.input[:] = [replace.get(n, n) if i in where.inputs else n for i, n in enumerate(node.input)]
+        for body in subgraphs(node):
+            lower_body(body, lowering, dtypes, replace)
+        made.append(node)
+        if node.op_type == "Constant":
+            _round_constant(node, precision)
+            continue
+        for name in [node.output[i] for i in where.outputs]:
+            node.output[:] = [f"{name}:b" if n == name else n for n in node.output]
+            made += _casts(f"{name}:b", name, precision)
+    nodes = [onnx.NodeProto.FromString(n.SerializeToString()) for n in made]
+    del graph.node[:]
+    graph.node.extend(nodes)
+    del graph.value_info[:]
+
+
+def _round_constant(node: onnx.NodeProto, precision: Precision) -> None:
+    for attribute in node.attribute:
+        if attribute.type == AttributeProto.TENSOR and attribute.t.data_type == TensorProto.FLOAT:
+            attribute.t.CopyFrom(numpy_helper.from_array(precision.round(numpy_helper.to_array(attribute.t)), attribute.t.name))
+
+
+def _body_dtypes(graph: onnx.GraphProto, outer: dict[str, int]) -> dict[str, int]:
+    """Types inside a subgraph: inferred as if it were a model whose inputs are what it captures."""
+    made = {n for node in graph.node for n in node.output} | {t.name for t in graph.initializer} | {v.name for v in graph.input}
+    shell = onnx.ModelProto(ir_version=8)
+    shell.opset_import.append(helper.make_opsetid("", 17))
+    shell.graph.CopyFrom(graph)
+    for name, dtype in outer.items():
+        if name not in made:
+            shell.graph.input.append(helper.make_tensor_value_info(name, dtype, None))
+    return {name: dtype for name, dtype in infer_dtypes(shell).items() if name in made}
+
+
+def _if(flag: str, outputs: Sequence[str], then: list[onnx.NodeProto], other: list[onnx.NodeProto], dtypes: dict[str, int], name: str) -> onnx.NodeProto:
+    """`If(flag) then else other`; the branches make the same names, which get a suffix inside."""
+    present = [n for n in outputs if n]
+    branches = [_branch(nodes, present, dtypes, f"{name}:{side}") for side, nodes in (("t", then), ("e", other))]
+    return helper.make_node("If", [flag], present, name=name, then_branch=branches[0], else_branch=branches[1])
+
+
+def _branch(nodes: list[onnx.NodeProto], outputs: Sequence[str], dtypes: dict[str, int], tag: str) -> onnx.GraphProto:
+    """A branch of If: its outputs are renamed, since a subgraph must not reuse the names of the graph around it."""
+    renamed = {name: f"{name}|{tag}" for name in outputs}
+    copies = []
+    for node in nodes:
+        copy = onnx.NodeProto()
+        copy.CopyFrom(node)
+        copy.output[:] = [renamed.get(n, n) for n in copy.output]
+        copies.append(copy)
+    values = [helper.make_tensor_value_info(renamed[name], dtypes.get(name, TensorProto.UNDEFINED), None) for name in outputs]
+    return helper.make_graph(copies, tag, [], values)
+
+
+def _casts(source: str, target: str, precision: Precision) -> list[onnx.NodeProto]:
+    return [
+        helper.make_node("Cast", [source], [f"{target}:half"], to=precision.onnx_type),
+        helper.make_node("Cast", [f"{target}:half"], [target], to=TensorProto.FLOAT),
+    ]
+
+
+def _flag(index: int) -> str:
+    return f"probe:flag:{index}"
+
+
+def _external(name: str, array: np.ndarray) -> TensorProto:
+    """An initialiser whose data the session is given as an array."""
+    tensor = TensorProto(name=name, data_type=helper.np_dtype_to_tensor_dtype(array.dtype), dims=array.shape)
+    if array.nbytes <= 4096:
+        return numpy_helper.from_array(array, name)
+    tensor.data_location = TensorProto.EXTERNAL
+    for key, value in (("location", "weights"), ("offset", "0"), ("length", str(array.nbytes))):
+        entry = tensor.external_data.add()
+        entry.key, entry.value = key, value
+    return tensor

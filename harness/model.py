@@ -1,0 +1,258 @@
+"""An ONNX model in memory: its graph without the weights, the weights as arrays, the type of every tensor.
+
+The weights are kept once: as views of the file where it has external data (memory-mapped), else as the bytes that came
+out of the protobuf message. Whoever runs the model hands the same arrays to ONNX Runtime, which does not copy them.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import onnx
+from google.protobuf.message import DecodeError
+from onnx import AttributeProto, TensorProto, external_data_helper, helper, numpy_helper, shape_inference
+
+from harness.errors import ParseError, UsageError
+
+INLINE_BYTES = 4096  # tensors up to this size stay in the graph: shape inference and TensorRT's parser read them there
+
+
+@dataclass(frozen=True)
+class Node:
+    """One node of the main graph. `key` is unique in the model; `scope` is the module path in its name ("" if none)."""
+
+    index: int
+    key: str
+    op_type: str
+    scope: str
+    proto: onnx.NodeProto = field(repr=False, compare=False)
+
+
+@dataclass
+class Model:
+    """A loaded model. `proto` holds every small tensor; large ones are in `weights`, by initialiser name."""
+
+    path: Path
+    proto: onnx.ModelProto
+    weights: dict[str, np.ndarray]
+    dtypes: dict[str, int]  # tensor name -> TensorProto.DataType, of the main graph
+    nodes: list[Node]
+
+    @property
+    def graph(self) -> onnx.GraphProto:
+        return self.proto.graph
+
+    @property
+    def opset(self) -> int:
+        return opset_of(self.proto)
+
+    @property
+    def weight_bytes(self) -> int:
+        return sum(w.nbytes for w in self.weights.values())
+
+    @property
+    def initialisers(self) -> set[str]:
+        return {t.name for t in self.graph.initializer}
+
+    @property
+    def inputs(self) -> list[onnx.ValueInfoProto]:
+        """Graph inputs that must be fed (initialisers listed as inputs, as before IR version 4, are not)."""
+        known = self.initialisers
+        return [value for value in self.graph.input if value.name not in known]
+
+    @property
+    def outputs(self) -> list[str]:
+        return [value.name for value in self.graph.output]
+
+    def constant(self, name: str) -> np.ndarray | None:
+        """The value of an initialiser, small or large; None if `name` is not one."""
+        if name in self.weights:
+            return self.weights[name]
+        for tensor in self.graph.initializer:
+            if tensor.name == name:
+                return numpy_helper.to_array(tensor)
+        return None
+
+
+def load(path: Path | str) -> Model:
+    """Read an ONNX file (external data beside it is memory-mapped, so any size will do).
+
+    Raises UsageError if there is no such file, ParseError if it is not an ONNX model or its data is cut off.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise UsageError(f"{path} does not exist", hint="give the path of an .onnx file")
+    try:
+        proto = onnx.load(str(path), load_external_data=False)
+    except (DecodeError, OSError) as error:
+        raise ParseError(path, "content", "an ONNX model", f"{path.stat().st_size} bytes that do not decode ({error})") from error
+    if not proto.graph.node or not proto.graph.output:
+        raise ParseError(path, "graph", "at least one node and one output",
+                         f"{len(proto.graph.node)} nodes, {len(proto.graph.output)} outputs (empty, truncated or not ONNX)")  # fmt: skip
+    return from_proto(proto, path)
+
+
+def from_proto(proto: onnx.ModelProto, path: Path) -> Model:
+    """Take a decoded model over: constants become initialisers, large weights become arrays. `proto` is changed."""
+    if proto.functions:
+        from onnx import inliner
+
+        proto = inliner.inline_local_functions(proto)
+    _hoist_constants(proto.graph)
+    weights = _take_weights(proto.graph, path)
+    return Model(path, proto, weights, infer_dtypes(proto), _name_nodes(proto.graph))
+
+
+def opset_of(proto: onnx.ModelProto, domain: str = "") -> int:
+    """The opset version that the model imports for a domain (0 if it imports none)."""
+    aliases = ("", "ai.onnx") if domain in ("", "ai.onnx") else (domain,)
+    return next((entry.version for entry in proto.opset_import if entry.domain in aliases), 0)
+
+
+def subgraphs(node: onnx.NodeProto) -> list[onnx.GraphProto]:
+    """The bodies of If, Loop and Scan."""
+    graphs = [a.g for a in node.attribute if a.type == AttributeProto.GRAPH]
+    return graphs + [g for a in node.attribute if a.type == AttributeProto.GRAPHS for g in a.graphs]
+
+
+def captured(graph: onnx.GraphProto) -> set[str]:
+    """Names that a subgraph reads from the graphs around it."""
+    made = {t.name for t in graph.initializer} | {v.name for v in graph.input}
+    read: set[str] = set()
+    for node in graph.node:
+        read.update(name for name in node.input if name and name not in made)
+        for body in subgraphs(node):
+            read.update(captured(body) - made)
+        made.update(node.output)
+    read.update(v.name for v in graph.output if v.name not in made)
+    return read
+
+
+def reads(node: onnx.NodeProto) -> list[str]:
+    """Every tensor that a node reads: its inputs and what its subgraphs capture."""
+    names = [name for name in node.input if name]
+    for body in subgraphs(node):
+        names.extend(sorted(captured(body) - set(names)))
+    return names
+
+
+def infer_dtypes(proto: onnx.ModelProto) -> dict[str, int]:
+    """Tensor name -> data type for the main graph; what ONNX cannot infer (ops of other domains) is left out."""
+    graph = proto.graph
+    try:
+        inferred = shape_inference.infer_shapes(proto).graph
+    except Exception:  # noqa: BLE001  an invalid graph is told by the runtime that refuses it, with a better message
+        inferred = graph
+    values = [*inferred.value_info, *inferred.input, *inferred.output]
+    dtypes = {v.name: v.type.tensor_type.elem_type for v in values if v.type.tensor_type.elem_type}
+    return dtypes | {t.name: t.data_type for t in graph.initializer}
+
+
+def _hoist_constants(graph: onnx.GraphProto) -> None:
+    """Turn the main graph's Constant nodes into initialisers: they are weights, not something to comment out."""
+    kept = []
+    for node in graph.node:
+        tensor = _constant_value(node) if node.op_type == "Constant" and node.domain in ("", "ai.onnx") else None
+        if tensor is None:
+            kept.append(node)
+        else:
+            tensor.name = node.output[0]
+            graph.initializer.append(tensor)
+    if len(kept) != len(graph.node):
+        nodes = [onnx.NodeProto.FromString(n.SerializeToString()) for n in kept]
+        del graph.node[:]
+        graph.node.extend(nodes)
+
+
+def _constant_value(node: onnx.NodeProto) -> TensorProto | None:
+    attribute = node.attribute[0] if node.attribute else None
+    if attribute is None or attribute.name in ("sparse_value", "value_string", "value_strings"):
+        return None
+    value = helper.get_attribute_value(attribute)
+    if attribute.name == "value":
+        return TensorProto.FromString(value.SerializeToString())
+    kind = np.float32 if attribute.name.startswith("value_float") else np.int64
+    return numpy_helper.from_array(np.asarray(value, dtype=kind))
+
+
+def _take_weights(graph: onnx.GraphProto, path: Path) -> dict[str, np.ndarray]:
+    weights: dict[str, np.ndarray] = {}
+    for tensor in graph.initializer:
+        external = external_data_helper.uses_external_data(tensor)
+        array = _map_external(tensor, path) if external else _take_inline(tensor)
+        if array is None:
+            continue
+        if array.nbytes <= INLINE_BYTES:  # small, but stored outside: bring it in
+            tensor.CopyFrom(numpy_helper.from_array(np.asarray(array), tensor.name))
+            continue
+        weights[tensor.name] = array
+        tensor.ClearField("external_data")
+        tensor.data_location = TensorProto.EXTERNAL
+        for key, value in (("location", "weights"), ("offset", "0"), ("length", str(array.nbytes))):
+            entry = tensor.external_data.add()
+            entry.key, entry.value = key, value
+    return weights
+
+
+def _take_inline(tensor: TensorProto) -> np.ndarray | None:
+    if tensor.data_type in (TensorProto.STRING, TensorProto.INT4, TensorProto.UINT4) or tensor.ByteSize() <= INLINE_BYTES:
+        return None
+    array = numpy_helper.to_array(tensor)
+    for name in ("raw_data", "float_data", "int32_data", "int64_data", "double_data", "uint64_data"):
+        tensor.ClearField(name)
+    return array
+
+
+def _map_external(tensor: TensorProto, path: Path) -> np.ndarray:
+    info = external_data_helper.ExternalDataInfo(tensor)
+    where = f"external data of {tensor.name!r}"
+    base = path.parent.resolve()
+    file = (base / info.location).resolve()
+    if not file.is_relative_to(base):
+        raise ParseError(path, where, "a file beside the model", info.location)
+    if not file.is_file():
+        raise ParseError(path, where, f"the file {info.location} beside the model", "no such file")
+    dtype = helper.tensor_dtype_to_np_dtype(tensor.data_type)
+    shape, offset = tuple(tensor.dims), info.offset or 0
+    count = int(np.prod(shape, dtype=np.int64))
+    if file.stat().st_size < offset + count * dtype.itemsize:
+        raise ParseError(path, where, f"{offset + count * dtype.itemsize} bytes in {info.location}", f"{file.stat().st_size} bytes")
+    if count == 0:
+        return np.zeros(shape, dtype)
+    return np.memmap(file, dtype=dtype, mode="r", offset=offset, shape=shape)
+
+
+def _name_nodes(graph: onnx.GraphProto) -> list[Node]:
+    """Give every node a unique key: its name, else its first output (unique by construction), else both."""
+    counts = Counter(node.name for node in graph.node)
+    nodes = []
+    for index, node in enumerate(graph.node):
+        output = next((name for name in node.output if name), f"{node.op_type}#{index}")
+        key = output if not node.name else node.name if counts[node.name] == 1 else f"{node.name}:{output}"
+        nodes.append(Node(index, key, node.op_type, scope_of(key), node))
+    return nodes
+
+
+def scope_of(name: str) -> str:
+    """The module path in a node name: `/encoder/layer.0/MatMul` -> `/encoder/layer.0`; "" where there is none."""
+    return name.rpartition("/")[0]
+
+
+def group_by_scope(nodes: Sequence[Node]) -> dict[str, list[int]]:
+    """Indices of the nodes by scope, scopes in order of their first node."""
+    groups: dict[str, list[int]] = {}
+    for node in nodes:
+        groups.setdefault(node.scope, []).append(node.index)
+    return groups
+
+
+def walk(graph: onnx.GraphProto) -> Iterator[onnx.NodeProto]:
+    """Every node of a graph and of its subgraphs, outer first."""
+    for node in graph.node:
+        yield node
+        for body in subgraphs(node):
+            yield from walk(body)

@@ -1,0 +1,97 @@
+"""Run a program: argument list, own process group, time-out, output streamed to files, the whole tree stopped at the end."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from harness.errors import ToolMissing
+from harness.record import Command, ToolRun
+
+GRACE_S = 3.0  # between the polite signal and the final one
+
+
+def run(command: Command, log_stem: Path, *, on_tick: Callable[[float], None] | None = None) -> ToolRun:
+    """Run `command`; its output goes to `<log_stem>.out` and `<log_stem>.err`, readable while it runs.
+
+    The program leads a process group of its own. When it ends, when its time is up, or when we are interrupted,
+    whatever is left of that group is ended: SIGTERM, a short grace, SIGKILL.
+    `on_tick` is called about five times a second with the seconds since the start.
+    """
+    stdout, stderr = Path(f"{log_stem}.out"), Path(f"{log_stem}.err")
+    stdout.parent.mkdir(parents=True, exist_ok=True)
+    start = time.monotonic()
+    with stdout.open("wb") as out, stderr.open("wb") as err:
+        try:
+            process = subprocess.Popen(
+                command.argv, stdin=subprocess.DEVNULL, stdout=out, stderr=err, cwd=command.cwd,
+                env={**os.environ, **command.environment}, start_new_session=True,
+            )  # fmt: skip
+        except (FileNotFoundError, PermissionError) as error:
+            raise ToolMissing(command.argv[0], "to go on", f"check the command: {error.strerror}") from error
+        timed_out = False
+        try:
+            timed_out = not _wait(process, command.timeout_s, start, on_tick)
+        finally:
+            _stop_group(process)
+    duration = time.monotonic() - start
+    code = process.returncode
+    return ToolRun(
+        command=command, returncode=None if timed_out else code, signal=-code if code is not None and code < 0 else None,
+        timed_out=timed_out, duration_s=duration, stdout=stdout, stderr=stderr,
+    )  # fmt: skip
+
+
+def tail(path: Path, lines: int = 20, limit: int = 16_384) -> str:
+    """The last lines of a log, however large the file and whatever its encoding."""
+    if not path.exists():
+        return ""
+    with path.open("rb") as stream:
+        stream.seek(0, os.SEEK_END)
+        stream.seek(max(0, stream.tell() - limit))
+        text = stream.read().decode("utf-8", errors="replace")
+    return "\n".join(text.splitlines()[-lines:])
+
+
+def _wait(process: subprocess.Popen[bytes], timeout_s: float | None, start: float, on_tick: Callable[[float], None] | None) -> bool:
+    """Wait for the end; False if the time was up first."""
+    while True:
+        elapsed = time.monotonic() - start
+        left = None if timeout_s is None else timeout_s - elapsed
+        if left is not None and left <= 0:
+            return False
+        pause = left if on_tick is None else min(0.2, left) if left is not None else 0.2
+        try:
+            process.wait(timeout=pause)
+            return True
+        except subprocess.TimeoutExpired:
+            if on_tick is not None:
+                on_tick(time.monotonic() - start)
+
+
+def _stop_group(process: subprocess.Popen[bytes]) -> None:
+    """End what is left of the group; `start_new_session` made its id the leader's pid, which stays ours until reaped groups empty."""
+    if _signal_group(process.pid, signal.SIGTERM):
+        deadline = time.monotonic() + GRACE_S
+        while time.monotonic() < deadline and _group_alive(process):
+            time.sleep(0.02)
+        _signal_group(process.pid, signal.SIGKILL)
+    process.wait()
+
+
+def _group_alive(process: subprocess.Popen[bytes]) -> bool:
+    process.poll()  # reap the leader, or its zombie keeps the group alive
+    return _signal_group(process.pid, 0)
+
+
+def _signal_group(group: int, number: int) -> bool:
+    """Send a signal to a group; False if nobody is left in it."""
+    try:
+        os.killpg(group, number)
+        return True
+    except (ProcessLookupError, PermissionError):
+        return False

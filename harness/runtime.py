@@ -1,0 +1,89 @@
+"""ONNX Runtime on the CPU: sessions that share the weights' memory with us, and errors that say what was wrong."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import onnx
+
+from harness import optional
+from harness.errors import UsageError
+
+Feeds = Mapping[str, np.ndarray]
+
+
+class RunFailed(Exception):
+    """ONNX Runtime refused the model or stopped while running it; callers decide whether that is a verdict."""
+
+
+class Runner:
+    """One ONNX Runtime session over a model without weights and the arrays that hold them (not copied)."""
+
+    def __init__(
+        self, proto: onnx.ModelProto, weights: Mapping[str, np.ndarray], *, threads: int = 0, optimise: bool = True,
+        fold_constants: bool = True, prepack: bool = True,
+    ) -> None:  # fmt: skip
+        ort = optional.load("onnxruntime")
+        options = ort.SessionOptions()
+        options.log_severity_level = 4
+        options.intra_op_num_threads = threads
+        if not optimise:
+            options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+        if not prepack:
+            options.add_session_config_entry("session.disable_prepacking", "1")
+        needed = _external_initialisers(proto.graph)
+        self._weights = {name: np.ascontiguousarray(array) for name, array in weights.items() if name in needed}
+        if self._weights:  # the session reads these buffers in place: they live as long as it does
+            values = [ort.OrtValue.ortvalue_from_numpy(array) for array in self._weights.values()]
+            options.add_external_initializers(list(self._weights), values)
+            self._values = values
+        try:
+            self._session = ort.InferenceSession(
+                proto.SerializeToString(), options, providers=["CPUExecutionProvider"],
+                disabled_optimizers=None if fold_constants else ["ConstantFolding"],
+            )  # fmt: skip
+        except Exception as error:  # ONNX Runtime's exceptions have no common base of their own
+            raise RunFailed(_first_line(error)) from error
+
+    def run(self, feeds: Feeds, outputs: Sequence[str] | None = None) -> list[Any]:
+        try:
+            result: list[Any] = self._session.run(outputs, dict(feeds))
+        except Exception as error:
+            raise RunFailed(_first_line(error)) from error
+        return result
+
+    @property
+    def output_names(self) -> list[str]:
+        return [value.name for value in self._session.get_outputs()]
+
+
+def check_feeds(inputs: Sequence[onnx.ValueInfoProto], feeds: Feeds, origin: str) -> None:
+    """Raise UsageError if names, ranks, fixed dimensions or dtypes of `feeds` do not fit the model's inputs."""
+    expected = {value.name: value for value in inputs}
+    if missing := sorted(expected.keys() - feeds.keys()):
+        raise UsageError(f"{origin}: no array for input {missing[0]!r}; the model reads {sorted(expected)}, got {sorted(feeds)}")
+    if unknown := sorted(feeds.keys() - expected.keys()):
+        raise UsageError(f"{origin}: the model has no input {unknown[0]!r}; it reads {sorted(expected)}")
+    for name, value in expected.items():
+        tensor = value.type.tensor_type
+        dtype = onnx.helper.tensor_dtype_to_np_dtype(tensor.elem_type)
+        array = feeds[name]
+        if array.dtype != dtype:
+            raise UsageError(f"{origin}: input {name!r}: expected dtype {dtype}, got {array.dtype}",
+                             hint=f"store it with .astype('{dtype}')")  # fmt: skip
+        shape = [d.dim_value if d.dim_value > 0 else None for d in tensor.shape.dim]
+        fits = len(shape) == array.ndim and all(want in (None, got) for want, got in zip(shape, array.shape, strict=True))
+        if tensor.HasField("shape") and not fits:
+            text = "x".join("?" if want is None else str(want) for want in shape) or "scalar"
+            raise UsageError(f"{origin}: input {name!r}: expected shape {text}, got {'x'.join(map(str, array.shape)) or 'scalar'}")
+
+
+def _external_initialisers(graph: onnx.GraphProto) -> set[str]:
+    return {t.name for t in graph.initializer if t.data_location == onnx.TensorProto.EXTERNAL}
+
+
+def _first_line(error: Exception) -> str:
+    lines = str(error).strip().splitlines()
+    return lines[0][:500] if lines else type(error).__name__

@@ -1,0 +1,1 @@
+"""Asks the questions: one module a question, over the pure search in `probes.search`."""

@@ -1,0 +1,170 @@
+"""The instrumented session computes what a node-by-node evaluation with explicit rounding computes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime as ort
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from onnx import TensorProto, helper, numpy_helper
+
+from harness.emulate import Emulation, lowerable
+from harness.errors import UsageError
+from harness.model import Model, from_proto
+from harness.precision import Lowering, Precision
+
+
+def make_model(nodes, inputs, outputs, constants, opset=17) -> Model:
+    graph = helper.make_graph(nodes, "g", [helper.make_tensor_value_info(n, t, s) for n, t, s in inputs],
+                              [helper.make_tensor_value_info(n, t, None) for n, t in outputs],
+                              [numpy_helper.from_array(a, n) for n, a in constants.items()])  # fmt: skip
+    proto = helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)], ir_version=8)
+    return from_proto(proto, Path("test.onnx"))
+
+
+def evaluate_slowly(model: Model, feeds, lowered, precision=Precision.FP16):
+    """The meaning of lowering, one node at a time: round what it reads, run it in FP32, round what it makes."""
+    lowering = Lowering(model.proto, precision)
+    values = dict(feeds) | {t.name: model.constant(t.name) for t in model.graph.initializer}
+    for node in model.nodes:
+        where = lowering.positions(node.proto, model.dtypes)
+        args = [values[n] if n else None for n in node.proto.input]
+        if node.index in lowered:
+            args = [precision.round(a) if i in where.inputs else a for i, a in enumerate(args)]
+        results = run_node(node.proto, args, model.opset)
+        if node.index in lowered:
+            results = [precision.round(r) if i in where.outputs else r for i, r in enumerate(results)]
+        values.update(zip(node.proto.output, results, strict=True))
+    return [values[name] for name in model.outputs]
+
+
+def run_node(node, args, opset):
+    graph = helper.make_graph(
+        [helper.make_node(node.op_type, [f"i{k}" if a is not None else "" for k, a in enumerate(args)],
+                          [f"o{k}" for k in range(len(node.output))], **{a.name: helper.get_attribute_value(a) for a in node.attribute})],
+        "n", [helper.make_tensor_value_info(f"i{k}", helper.np_dtype_to_tensor_dtype(a.dtype), a.shape) for k, a in enumerate(args) if a is not None],
+        [onnx.ValueInfoProto(name=f"o{k}") for k in range(len(node.output))])  # fmt: skip
+    proto = helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)], ir_version=8)
+    session = ort.InferenceSession(proto.SerializeToString(), providers=["CPUExecutionProvider"])
+    return session.run(None, {f"i{k}": a for k, a in enumerate(args) if a is not None})
+
+
+UNARY = ["Relu", "Neg", "Abs", "Exp", "Sigmoid", "Identity"]
+BINARY = ["Add", "Mul", "Sub", "Div", "Max"]
+
+
+@st.composite
+def random_models(draw):
+    """Small graphs with several readers per tensor, exact and inexact operators, weights, several outputs."""
+    rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
+    constants: dict[str, np.ndarray] = {}
+    nodes, tensors = [], ["x"]
+    for index in range(draw(st.integers(1, 9))):
+        kind = draw(st.sampled_from(["unary", "binary", "scale", "matmul", "split", "transpose"]))
+        source, out = draw(st.sampled_from(tensors)), f"t{index}"
+        name = f"node{index}"
+        if kind == "unary":
+            nodes.append(helper.make_node(draw(st.sampled_from(UNARY)), [source], [out], name=name))
+        elif kind == "binary":
+            nodes.append(helper.make_node(draw(st.sampled_from(BINARY)), [source, draw(st.sampled_from(tensors))], [out], name=name))
+        elif kind == "scale":  # large and tiny factors: overflow and underflow happen
+            constants[f"c{index}"] = np.float32(10.0 ** draw(st.integers(-8, 6)) * 1.2345)
+            nodes.append(helper.make_node("Mul", [source, f"c{index}"], [out], name=name))
+        elif kind == "matmul":
+            constants[f"w{index}"] = rng.standard_normal((4, 4)).astype(np.float32)
+            nodes.append(helper.make_node("MatMul", [source, f"w{index}"], [out], name=name))
+        elif kind == "split":
+            nodes.append(helper.make_node("Split", [source], [out, f"{out}b"], name=name, axis=0))
+            nodes.append(helper.make_node("Concat", [f"{out}b", out], [f"{out}c"], name=f"{name}c", axis=0))
+            tensors.append(f"{out}c")
+            continue
+        else:
+            nodes.append(helper.make_node("Transpose", [source], [out], name=name, perm=[1, 0]))
+        tensors.append(out)
+    made = tensors[1:]
+    outputs = sorted(set(draw(st.lists(st.sampled_from(made), min_size=1, max_size=3))))
+    model = make_model(nodes, [("x", TensorProto.FLOAT, [4, 4])], [(o, TensorProto.FLOAT) for o in outputs], constants)
+    lowered = draw(st.sets(st.sampled_from(range(len(model.nodes)))))
+    feeds = {"x": (rng.standard_normal((4, 4)) * 10.0 ** rng.integers(-2, 3)).astype(np.float32)}
+    return model, feeds, lowered
+
+
+@settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck))
+@given(random_models(), st.sampled_from(list(Precision)), st.booleans(), st.booleans())
+def test_one_session_equals_node_by_node(case, precision, keep_twice, optimise):
+    model, feeds, lowered = case
+    emulation = Emulation(model, precision, threads=1, keep_twice=keep_twice, optimise=optimise)
+    got = emulation.run(feeds, lowered)
+    want = evaluate_slowly(model, feeds, lowered, precision)
+    for g, w in zip(got, want, strict=True):
+        np.testing.assert_array_equal(np.isnan(g), np.isnan(w))
+        np.testing.assert_array_equal(np.isposinf(g), np.isposinf(w))
+        finite = np.isfinite(w) & np.isfinite(g)
+        # The order of FP32 sums may differ by a rounding step, which one rounding to the lower precision can widen.
+        step = 2**-7 if precision is Precision.BF16 else 2**-10
+        np.testing.assert_allclose(g[finite], w[finite], rtol=8 * step if lowered else 1e-5, atol=1e-30 if lowered else 1e-6)
+
+
+@pytest.mark.parametrize("optimise", [False, True])
+@pytest.mark.parametrize("lowered,expected", [((), 60.0), ((0,), np.inf), ((1,), np.inf), ((0, 1), np.inf)])
+def test_overflow_between_two_nodes_is_seen(optimise, lowered, expected):
+    """x * 6e4 * 1e-4 is what ONNX Runtime's own FP16 returns as 60: the value between the nodes is stored as inf."""
+    nodes = [helper.make_node("Mul", ["x", "up"], ["big"], name="up_scale"), helper.make_node("Mul", ["big", "down"], ["y"], name="down_scale")]
+    model = make_model(nodes, [("x", TensorProto.FLOAT, [3])], [("y", TensorProto.FLOAT)], {"up": np.float32(6e4), "down": np.float32(1e-4)})
+    emulation = Emulation(model, threads=1, optimise=optimise)
+    (got,) = emulation.run({"x": np.full(3, 10, np.float32)}, lowered)
+    np.testing.assert_allclose(got, np.full(3, expected, np.float32), rtol=1e-3)
+
+
+@pytest.mark.parametrize("precision", list(Precision))
+def test_rounding_is_to_nearest_even_with_subnormals_and_overflow(precision):
+    bits = np.random.default_rng(5).integers(0, 2**32, 200_000, dtype=np.uint32)
+    special = np.array([65504, 65519.99, 65520, 6e-8, 2.98e-8, 2.99e-8, 1e-40, 0, -0.0, np.inf, -np.inf, np.nan], np.float32)
+    x = np.concatenate([bits.view(np.float32), special, np.linspace(-70000, 70000, 4001, dtype=np.float32)])
+    model = make_model([helper.make_node("Identity", ["x"], ["y"])], [("x", TensorProto.FLOAT, [None])], [("y", TensorProto.FLOAT)], {})
+    (got,) = Emulation(model, precision, threads=1).run({"x": x}, [0])
+    np.testing.assert_array_equal(got, precision.round(x))
+
+
+def test_weights_are_rounded_with_their_reader():
+    weight = np.full((64, 64), 1 + 2**-12, np.float32)  # one step below what FP16 can hold
+    model = make_model([helper.make_node("MatMul", ["x", "w"], ["y"])], [("x", TensorProto.FLOAT, [1, 64])], [("y", TensorProto.FLOAT)], {"w": weight})
+    assert model.weights, "a weight of 16 KiB is kept as an array"
+    for keep_twice in (True, False):
+        emulation = Emulation(model, threads=1, keep_twice=keep_twice)
+        x = np.ones((1, 64), np.float32)
+        assert emulation.run({"x": x}, [])[0][0, 0] == np.float32(64 * (1 + 2**-12))
+        assert emulation.run({"x": x}, [0])[0][0, 0] == 64.0
+
+
+def if_model() -> Model:
+    """y = If(c) {x * 6e4 * 1e-4} else {x + bias}, with a captured tensor and a constant inside."""
+    inner = helper.make_graph(
+        [helper.make_node("Constant", [], ["up"], value=numpy_helper.from_array(np.float32(6e4))),
+         helper.make_node("Mul", ["h", "up"], ["big"]), helper.make_node("Mul", ["big", "down"], ["then_y"])],
+        "then", [], [helper.make_tensor_value_info("then_y", TensorProto.FLOAT, None)], [numpy_helper.from_array(np.float32(1e-4), "down")])  # fmt: skip
+    other = helper.make_graph([helper.make_node("Add", ["h", "bias"], ["else_y"])], "else", [],
+                              [helper.make_tensor_value_info("else_y", TensorProto.FLOAT, None)])  # fmt: skip
+    nodes = [helper.make_node("Identity", ["x"], ["h"], name="in"), helper.make_node("If", ["c"], ["y"], name="branch", then_branch=inner, else_branch=other)]
+    return make_model(nodes, [("x", TensorProto.FLOAT, [2]), ("c", TensorProto.BOOL, [])], [("y", TensorProto.FLOAT)], {"bias": np.float32(1 + 2**-12)})
+
+
+@pytest.mark.parametrize("lowered,then,other", [((), 60.0, 11 + 2**-12), ((1,), np.inf, 11.0), ((0,), 60.0, 11 + 2**-12)])
+def test_if_is_one_candidate_with_everything_inside(lowered, then, other):
+    model = if_model()
+    assert lowerable(model, Precision.FP16) == [0, 1]
+    emulation = Emulation(model, threads=1)
+    x = np.full(2, 10, np.float32)
+    np.testing.assert_allclose(emulation.run({"x": x, "c": np.array(True)}, lowered)[0], np.full(2, then), rtol=1e-3)
+    np.testing.assert_array_equal(emulation.run({"x": x, "c": np.array(False)}, lowered)[0], np.full(2, other, np.float32))
+
+
+def test_old_opset_is_refused_with_the_way_out():
+    model = make_model([helper.make_node("Relu", ["x"], ["y"])], [("x", TensorProto.FLOAT, [1])], [("y", TensorProto.FLOAT)], {}, opset=9)
+    with pytest.raises(UsageError, match="opset 9") as caught:
+        Emulation(model)
+    assert "version_converter" in caught.value.hint
