@@ -24,7 +24,7 @@ import onnx
 from onnx import AttributeProto, TensorProto, helper, numpy_helper
 
 from harness.errors import UsageError
-from harness.model import Model, infer_dtypes, opset_of, reads, subgraphs
+from harness.model import Model, body_dtypes, reads, subgraphs
 from harness.precision import EXACT_OPS, Lowering, Positions, Precision
 from harness.runtime import Feeds, Runner
 
@@ -250,7 +250,7 @@ def _reads_rounded(plan: _Plan, index: int, name: str) -> bool:
 
 def lower_body(graph: onnx.GraphProto, lowering: Lowering, outer: dict[str, int], replace: dict[str, str]) -> None:
     """Round everything inside a subgraph, in place: what it makes, its weights, and what it captures (`replace`)."""
-    dtypes = outer | _body_dtypes(graph, outer)
+    dtypes = outer | body_dtypes(graph, outer, lowering.opset)
     precision = lowering.precision
     constants = {t.name: t for t in graph.initializer if t.data_type == TensorProto.FLOAT}
     for tensor in constants.values():
@@ -278,18 +278,6 @@ def _round_constant(node: onnx.NodeProto, precision: Precision) -> None:
     for attribute in node.attribute:
         if attribute.type == AttributeProto.TENSOR and attribute.t.data_type == TensorProto.FLOAT:
             attribute.t.CopyFrom(numpy_helper.from_array(precision.round(numpy_helper.to_array(attribute.t)), attribute.t.name))
-
-
-def _body_dtypes(graph: onnx.GraphProto, outer: dict[str, int]) -> dict[str, int]:
-    """Types inside a subgraph: inferred as if it were a model whose inputs are what it captures."""
-    made = {n for node in graph.node for n in node.output} | {t.name for t in graph.initializer} | {v.name for v in graph.input}
-    shell = onnx.ModelProto(ir_version=8)
-    shell.opset_import.append(helper.make_opsetid("", 17))
-    shell.graph.CopyFrom(graph)
-    for name, dtype in outer.items():
-        if name not in made:
-            shell.graph.input.append(helper.make_tensor_value_info(name, dtype, None))
-    return {name: dtype for name, dtype in infer_dtypes(shell).items() if name in made}
 
 
 def _if(flag: str, outputs: Sequence[str], then: list[onnx.NodeProto], other: list[onnx.NodeProto], dtypes: dict[str, int], name: str) -> onnx.NodeProto:

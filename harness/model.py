@@ -7,7 +7,7 @@ out of the protobuf message. Whoever runs the model hands the same arrays to ONN
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -150,6 +150,18 @@ def infer_dtypes(proto: onnx.ModelProto) -> dict[str, int]:
     values = [*inferred.value_info, *inferred.input, *inferred.output]
     dtypes = {v.name: v.type.tensor_type.elem_type for v in values if v.type.tensor_type.elem_type}
     return dtypes | {t.name: t.data_type for t in graph.initializer}
+
+
+def body_dtypes(graph: onnx.GraphProto, outer: Mapping[str, int], opset: int) -> dict[str, int]:
+    """Tensor name -> data type inside a subgraph: inferred as a model whose inputs are what it captures from `outer`."""
+    made = {n for node in graph.node for n in node.output} | {t.name for t in graph.initializer} | {v.name for v in graph.input}
+    shell = onnx.ModelProto(ir_version=8)
+    shell.opset_import.append(helper.make_opsetid("", opset))
+    shell.graph.CopyFrom(graph)
+    for name in captured(graph):
+        if name in outer and name not in made:
+            shell.graph.input.append(helper.make_tensor_value_info(name, outer[name], None))
+    return {name: dtype for name, dtype in infer_dtypes(shell).items() if name in made}
 
 
 def _hoist_constants(graph: onnx.GraphProto) -> None:

@@ -29,8 +29,12 @@ class Precision(enum.StrEnum):
 
     def round(self, array: np.ndarray) -> np.ndarray:
         """float32 -> nearest value of this precision (ties to even, overflow to infinity) -> float32."""
-        with np.errstate(over="ignore"):
-            return array.astype(helper.tensor_dtype_to_np_dtype(self.onnx_type)).astype(np.float32)
+        return self.store(array).astype(np.float32)
+
+    def store(self, array: np.ndarray) -> np.ndarray:
+        """float32 -> the nearest values in this precision's own dtype."""
+        with np.errstate(over="ignore", invalid="ignore"):
+            return array.astype(helper.tensor_dtype_to_np_dtype(self.onnx_type))
 
 
 # Operators whose output values are a selection of their input values, or monotone and odd in them: rounding the output
@@ -59,9 +63,9 @@ class Lowering:
     def __init__(self, proto: onnx.ModelProto, precision: Precision) -> None:
         self.precision = precision
         self._opsets = {entry.domain: entry.version for entry in proto.opset_import}
-        self._opsets[""] = opset_of(proto)
+        self.opset = self._opsets[""] = opset_of(proto)
         # bfloat16 entered most operators with opset 13; the emulation and TensorRT take it in older models too.
-        self._wanted = {precision.type_string} | ({"tensor(float16)"} if self._opsets[""] < 13 else set())
+        self._wanted = {precision.type_string} | ({"tensor(float16)"} if self.opset < 13 else set())
 
     def positions(self, node: onnx.NodeProto, dtypes: Mapping[str, int]) -> Positions:
         """Float positions of `node` that its schema allows in the lower precision; empty for unknown operators."""

@@ -104,9 +104,12 @@ def test_one_session_equals_node_by_node(case, precision, keep_twice, optimise):
         np.testing.assert_array_equal(np.isnan(g), np.isnan(w))
         np.testing.assert_array_equal(np.isposinf(g), np.isposinf(w))
         finite = np.isfinite(w) & np.isfinite(g)
-        # The order of FP32 sums may differ by a rounding step, which one rounding to the lower precision can widen.
-        step = 2**-7 if precision is Precision.BF16 else 2**-10
-        np.testing.assert_allclose(g[finite], w[finite], rtol=8 * step if lowered else 1e-5, atol=1e-30 if lowered else 1e-6)
+        if {n.op_type for n in model.nodes} & {"MatMul", "Exp", "Sigmoid"}:
+            # FP32 results may differ by a step there, which one rounding to the lower precision can widen.
+            step = 2**-7 if precision is Precision.BF16 else 2**-10
+            np.testing.assert_allclose(g[finite], w[finite], rtol=8 * step if lowered else 1e-5, atol=1e-30 if lowered else 1e-6)
+        else:
+            np.testing.assert_array_equal(g, w)
 
 
 @pytest.mark.parametrize("optimise", [False, True])
