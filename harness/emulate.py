@@ -27,8 +27,8 @@ from harness.errors import UsageError
 from harness.model import Model, body_dtypes, reads, subgraphs
 from harness.precision import EXACT_OPS, Lowering, Positions, Precision
 from harness.runtime import Feeds, Runner
+from harness.switching import FLAGS, flag, if_node, weight_tensor, with_flags
 
-FLAGS = "probe:flags"
 KEEP_TWICE_BYTES = 256 << 20  # weights up to this size are also held rounded; above, one copy of the weights is kept
 
 
@@ -150,18 +150,9 @@ def _rewrite(plan: _Plan) -> tuple[onnx.ModelProto, list[_Switch | None]]:
         for name in node.proto.output:
             if name not in plan.solo:
                 _offer_rounded(plan, name, body)
-    proto = onnx.ModelProto()
-    proto.CopyFrom(model.proto)
-    del proto.graph.node[:]
-    del proto.graph.value_info[:]
-    if plan.flags:
-        proto.graph.input.append(helper.make_tensor_value_info(FLAGS, TensorProto.BOOL, [plan.flags]))
-        proto.graph.node.append(helper.make_node("Split", [FLAGS], [_flag(i) for i in range(plan.flags)], axis=0,
-                                                 **({"num_outputs": plan.flags} if model.opset >= 18 else {})))  # fmt: skip
-    proto.graph.node.extend(plan.head)
-    proto.graph.node.extend(body)
+    proto = with_flags(model.proto, [*plan.head, *body], plan.flags)
     for name, array in plan.rounded.items():
-        proto.graph.initializer.append(_external(name, array))
+        proto.graph.initializer.append(weight_tensor(name, array))
     return proto, switches
 
 
@@ -176,12 +167,12 @@ def _switch_node(plan: _Plan, node: onnx.NodeProto, where: Positions, maker: dic
     rounds = plan.new_flag() if outputs else None
     plain = [node]
     if rounds is not None:
-        plain = [_if(_flag(rounds), node.output, _rounding(plan, node, outputs, "r"), [node], plan.model.dtypes, f"{outputs[0]}:round")]
+        plain = [if_node(flag(rounds), node.output, _rounding(plan, node, outputs, "r"), [node], plan.model.dtypes, f"{outputs[0]}:round")]
     if low is None:
         return plain, _Switch(low, rounds, reader, exact, _makers(float_reads, maker))
     branch = _lowered_branch(plan, node, replace, outputs)
     name = next(n for n in node.output if n)
-    made = [_if(_flag(low), node.output, branch, plain, plan.model.dtypes, f"{name}:low")]
+    made = [if_node(flag(low), node.output, branch, plain, plan.model.dtypes, f"{name}:low")]
     return made, _Switch(low, rounds, reader, exact, _makers(float_reads, maker))
 
 
@@ -280,44 +271,8 @@ def _round_constant(node: onnx.NodeProto, precision: Precision) -> None:
             attribute.t.CopyFrom(numpy_helper.from_array(precision.round(numpy_helper.to_array(attribute.t)), attribute.t.name))
 
 
-def _if(flag: str, outputs: Sequence[str], then: list[onnx.NodeProto], other: list[onnx.NodeProto], dtypes: dict[str, int], name: str) -> onnx.NodeProto:
-    """`If(flag) then else other`; the branches make the same names, which get a suffix inside."""
-    present = [n for n in outputs if n]
-    branches = [_branch(nodes, present, dtypes, f"{name}:{side}") for side, nodes in (("t", then), ("e", other))]
-    return helper.make_node("If", [flag], present, name=name, then_branch=branches[0], else_branch=branches[1])
-
-
-def _branch(nodes: list[onnx.NodeProto], outputs: Sequence[str], dtypes: dict[str, int], tag: str) -> onnx.GraphProto:
-    """A branch of If: its outputs are renamed, since a subgraph must not reuse the names of the graph around it."""
-    renamed = {name: f"{name}|{tag}" for name in outputs}
-    copies = []
-    for node in nodes:
-        copy = onnx.NodeProto()
-        copy.CopyFrom(node)
-        copy.output[:] = [renamed.get(n, n) for n in copy.output]
-        copies.append(copy)
-    values = [helper.make_tensor_value_info(renamed[name], dtypes.get(name, TensorProto.UNDEFINED), None) for name in outputs]
-    return helper.make_graph(copies, tag, [], values)
-
-
 def _casts(source: str, target: str, precision: Precision) -> list[onnx.NodeProto]:
     return [
         helper.make_node("Cast", [source], [f"{target}:half"], to=precision.onnx_type),
         helper.make_node("Cast", [f"{target}:half"], [target], to=TensorProto.FLOAT),
     ]
-
-
-def _flag(index: int) -> str:
-    return f"probe:flag:{index}"
-
-
-def _external(name: str, array: np.ndarray) -> TensorProto:
-    """An initialiser whose data the session is given as an array."""
-    tensor = TensorProto(name=name, data_type=helper.np_dtype_to_tensor_dtype(array.dtype), dims=array.shape)
-    if array.nbytes <= 4096:
-        return numpy_helper.from_array(array, name)
-    tensor.data_location = TensorProto.EXTERNAL
-    for key, value in (("location", "weights"), ("offset", "0"), ("length", str(array.nbytes))):
-        entry = tensor.external_data.add()
-        entry.key, entry.value = key, value
-    return tensor

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 EXIT_CLEAN = 0
 EXIT_DEFECT = 1
 EXIT_USAGE = 2
+EXIT_INTERNAL = 70  # a bug in probe, with its traceback: 1 would say that a defect was found in the model
 EXIT_UNDECIDED = 125  # what `git bisect run` skips
 EXIT_INTERRUPTED = 130
 
@@ -48,12 +49,12 @@ class DependencyMissing(ProbeError):
 
 
 class ToolMissing(ProbeError):
-    """A program is not on PATH."""
+    """A program is not on PATH, or is there and cannot be started."""
 
     exit_code = EXIT_USAGE
 
-    def __init__(self, name: str, purpose: str, install: str) -> None:
-        super().__init__(f"{name} is needed {purpose}, and is not on PATH", hint=install)
+    def __init__(self, name: str, purpose: str, install: str, detail: str = "is not on PATH") -> None:
+        super().__init__(f"{name} is needed {purpose}, and {detail}", hint=install)
         self.name = name
 
 

@@ -24,11 +24,13 @@ LIBRARIES: dict[str, Library] = {
     for library in (
         Library("onnxruntime", "to run models without a GPU", "pip install onnxruntime"),
         Library("tensorrt", "to build and run TensorRT engines", "pip install 'probe-trt[gpu]'"),
-        Library("tensorrt_rtx", "to build TensorRT-RTX engines, also without a GPU", "pip install 'probe-trt[trt-rtx]'"),
+        Library(
+            "tensorrt_rtx", "to build TensorRT-RTX engines, also without a GPU", "pip install 'probe-trt[trt-rtx]'"
+        ),
         Library("polygraphy", "for its TensorRT loaders and runners", "pip install polygraphy"),
         Library("cupy", "to run CUDA kernels (NVRTC)", "pip install 'probe-trt[gpu]'"),
         Library("pycuda", "to run CUDA kernels (nvcc)", "pip install 'probe-trt[gpu]'"),
-        Library("nvtx", "to mark builds and launches in the profiler's timeline", "pip install nvtx"),
+        Library("nvtx", "to mark builds and launches in the profiler's timeline", "pip install 'probe-trt[gpu]'"),
         Library("distributed", "to search on more than one machine", "pip install 'probe-trt[cluster]'"),
     )
 }
@@ -40,5 +42,6 @@ def load(module: str, purpose: str | None = None) -> ModuleType:
     library = LIBRARIES[root]
     try:
         return importlib.import_module(module)
-    except (ImportError, OSError) as error:  # OSError: a shared library of the package that does not load
-        raise DependencyMissing(root, purpose or library.purpose, library.install, str(error)) from error
+    except Exception as error:  # a library built for another driver or NumPy raises anything at all
+        detail = f"{type(error).__name__}: {error}"
+        raise DependencyMissing(root, purpose or library.purpose, library.install, detail) from error

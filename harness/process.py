@@ -1,18 +1,21 @@
-"""Run a program: argument list, own process group, time-out, output streamed to files, the whole tree stopped at the end."""
+"""Run a program: argument list, own process group, time-out, output streamed to files, no process left behind."""
 
 from __future__ import annotations
 
+import math
 import os
+import shlex
 import signal
 import subprocess
 import time
 from collections.abc import Callable
 from pathlib import Path
 
-from harness.errors import ToolMissing
+from harness.errors import ToolMissing, UsageError
 from harness.record import Command, ToolRun
 
 GRACE_S = 3.0  # between the polite signal and the final one
+LONGEST_WAIT_S = 3600.0  # one wait; the operating system refuses an endless one given as a number
 
 
 def run(command: Command, log_stem: Path, *, on_tick: Callable[[float], None] | None = None) -> ToolRun:
@@ -21,9 +24,13 @@ def run(command: Command, log_stem: Path, *, on_tick: Callable[[float], None] | 
     The program leads a process group of its own. When it ends, when its time is up, or when we are interrupted,
     whatever is left of that group is ended: SIGTERM, a short grace, SIGKILL.
     `on_tick` is called about five times a second with the seconds since the start.
+    Raises ToolMissing if there is no such program, UsageError if `command.cwd` is no folder.
     """
+    if command.cwd is not None and not command.cwd.is_dir():
+        raise UsageError(f"cannot run {command.argv[0]} in {command.cwd}: no such folder")
     stdout, stderr = Path(f"{log_stem}.out"), Path(f"{log_stem}.err")
     stdout.parent.mkdir(parents=True, exist_ok=True)
+    shown = shlex.join(command.argv)
     start = time.monotonic()
     with stdout.open("wb") as out, stderr.open("wb") as err:
         try:
@@ -31,8 +38,11 @@ def run(command: Command, log_stem: Path, *, on_tick: Callable[[float], None] | 
                 command.argv, stdin=subprocess.DEVNULL, stdout=out, stderr=err, cwd=command.cwd,
                 env={**os.environ, **command.environment}, start_new_session=True,
             )  # fmt: skip
-        except (FileNotFoundError, PermissionError) as error:
-            raise ToolMissing(command.argv[0], "to go on", f"check the command: {error.strerror}") from error
+        except FileNotFoundError as error:
+            raise ToolMissing(command.argv[0], "to go on", f"install it, or check the command: {shown}") from error
+        except OSError as error:  # not executable, no program at all, an argument list too long
+            detail = f"cannot be started: {error.strerror}"
+            raise ToolMissing(command.argv[0], "to go on", f"check the command: {shown}", detail) from error
         timed_out = False
         try:
             timed_out = not _wait(process, command.timeout_s, start, on_tick)
@@ -57,14 +67,16 @@ def tail(path: Path, lines: int = 20, limit: int = 16_384) -> str:
     return "\n".join(text.splitlines()[-lines:])
 
 
-def _wait(process: subprocess.Popen[bytes], timeout_s: float | None, start: float, on_tick: Callable[[float], None] | None) -> bool:
+def _wait(
+    process: subprocess.Popen[bytes], timeout_s: float | None, start: float, on_tick: Callable[[float], None] | None
+) -> bool:
     """Wait for the end; False if the time was up first."""
+    tick = math.inf if on_tick is None else 0.2
     while True:
-        elapsed = time.monotonic() - start
-        left = None if timeout_s is None else timeout_s - elapsed
-        if left is not None and left <= 0:
+        left = math.inf if timeout_s is None else timeout_s - (time.monotonic() - start)
+        if left <= 0:
             return False
-        pause = left if on_tick is None else min(0.2, left) if left is not None else 0.2
+        pause = min(left, tick, LONGEST_WAIT_S)
         try:
             process.wait(timeout=pause)
             return True
@@ -74,13 +86,15 @@ def _wait(process: subprocess.Popen[bytes], timeout_s: float | None, start: floa
 
 
 def _stop_group(process: subprocess.Popen[bytes]) -> None:
-    """End what is left of the group; `start_new_session` made its id the leader's pid, which stays ours until reaped groups empty."""
-    if _signal_group(process.pid, signal.SIGTERM):
-        deadline = time.monotonic() + GRACE_S
-        while time.monotonic() < deadline and _group_alive(process):
-            time.sleep(0.02)
+    """End what is left of the group, whose id is its leader's pid because of `start_new_session`."""
+    try:
+        if _signal_group(process.pid, signal.SIGTERM):
+            deadline = time.monotonic() + GRACE_S
+            while time.monotonic() < deadline and _group_alive(process):
+                time.sleep(0.02)
+    finally:  # also when a second Ctrl-C cuts the grace short
         _signal_group(process.pid, signal.SIGKILL)
-    process.wait()
+        process.wait()
 
 
 def _group_alive(process: subprocess.Popen[bytes]) -> bool:

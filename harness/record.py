@@ -17,7 +17,7 @@ SCHEMA_VERSION = 1
 
 
 class Outcome(enum.StrEnum):
-    """The three answers to every question. A time-out or a failed build is UNRESOLVED unless it is what is searched for."""
+    """The three answers to every question; a time-out or a failed build is UNRESOLVED unless that is searched for."""
 
     PASS = "pass"
     FAIL = "fail"
@@ -80,13 +80,20 @@ class Session:
         else:
             stamp = (now or datetime.now(UTC)).strftime("%Y%m%dT%H%M%S.%fZ")
             folder = Path("probe-runs") / f"{stamp}-{verb}"
-        (folder / "raw").mkdir(parents=True, exist_ok=True)
+        try:
+            (folder / "raw").mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UsageError(
+                f"{folder} cannot be made: {error.strerror}", hint="--out FOLDER, on a disk you own"
+            ) from error
         return cls(folder)
 
     @classmethod
     def open(cls, folder: Path) -> Session:
         if not (folder / "manifest.json").is_file():
-            raise ArtifactMissing(f"{folder} holds no manifest.json, so it is no session folder", hint="probe bisect MODEL")
+            raise ArtifactMissing(
+                f"{folder} holds no manifest.json, so it is no session folder", hint="probe bisect MODEL"
+            )
         return cls(folder)
 
     @property
@@ -97,8 +104,11 @@ class Session:
         """Write a JSON file whole: to a neighbour first, then renamed over it."""
         path = self.folder / name
         part = path.with_name(f".{name}.{os.getpid()}.part")
-        part.write_text(json.dumps(content, indent=2, allow_nan=True) + "\n", encoding="utf-8")
-        part.replace(path)
+        try:
+            part.write_text(json.dumps(content, indent=2, allow_nan=True) + "\n", encoding="utf-8")
+            part.replace(path)
+        finally:
+            part.unlink(missing_ok=True)  # still there only if writing failed
         return path
 
     def read_json(self, name: str) -> dict[str, Any]:
@@ -124,14 +134,21 @@ class Session:
         path = self.folder / "steps.jsonl"
         if not path.exists():
             return
-        with path.open(encoding="utf-8") as stream:
+        with path.open("rb") as stream:
             for number, line in enumerate(stream, 1):
-                if not line.endswith("\n"):
+                if not line.endswith(b"\n"):
                     return  # torn by a kill: that step was never finished
-                try:
-                    yield json.loads(line)
-                except json.JSONDecodeError as error:
-                    raise ParseError(path, f"line {number}", "a JSON object", line[:80]) from error
+                yield _parse_step(path, number, line)
+
+
+def _parse_step(path: Path, number: int, line: bytes) -> dict[str, Any]:
+    try:
+        step = json.loads(line)
+    except ValueError as error:  # no JSON, or no UTF-8
+        raise ParseError(path, f"line {number}", "a JSON object", repr(line[:80])) from error
+    if not isinstance(step, dict):
+        raise ParseError(path, f"line {number}", "a JSON object", type(step).__name__)
+    return step
 
 
 def _drop_torn_line(path: Path) -> None:
