@@ -17,7 +17,7 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from harness import safetensors
+from harness import model, safetensors, submodel
 from harness.errors import ParseError, UsageError
 
 Weights = Mapping[str, np.ndarray]
@@ -26,7 +26,6 @@ LayerNorm = Literal["decomposed", "fused"]
 
 INPUTS = ("input_ids", "token_type_ids", "attention_mask")
 OUTPUT = "last_hidden_state"
-EXTERNAL_BYTES = 1 << 30  # a protobuf message ends at 2 GiB; above this the weights go to a file beside the model
 OPSETS = range(13, 24)
 ACTIVATIONS: dict[str, Activation] = {
     "gelu": "gelu_erf", "gelu_new": "gelu_tanh", "gelu_pytorch_tanh": "gelu_tanh", "gelu_fast": "gelu_tanh",
@@ -194,18 +193,26 @@ def _linear(weights: Weights, names: list[str]) -> tuple[np.ndarray, np.ndarray]
 
 
 class _Graph:
-    """Collects nodes and initialisers; nodes are named as torch's exporter names them: `/scope/Op`, `/scope/Op_1`."""
+    """Collects nodes and initialisers; nodes are named as torch's exporter names them: `/scope/Op`, `/scope/Op_1`.
+
+    They go straight into the model: ONNX's helpers would copy all weights at every level.
+    """
 
     def __init__(self, opset: int) -> None:
+        imports = [helper.make_opsetid("", opset)]
         self.opset = opset
-        self.nodes: list[onnx.NodeProto] = []
-        self.initialisers: dict[str, TensorProto] = {}
+        self.model = onnx.ModelProto(
+            ir_version=helper.find_min_ir_version_for(imports), opset_import=imports, producer_name="probe"
+        )
+        self.graph = self.model.graph
+        self.graph.name = "bert"
         self._names: set[str] = set()
 
     def constant(self, name: str, array: Any) -> str:
         """An initialiser; the first array given under a name stays."""
-        if name not in self.initialisers:
-            self.initialisers[name] = numpy_helper.from_array(np.asarray(array), name)
+        if name not in self._names:
+            self._names.add(name)
+            self.graph.initializer.add().CopyFrom(numpy_helper.from_array(np.asarray(array), name))
         return name
 
     def scalar(self, value: float) -> str:
@@ -224,7 +231,7 @@ class _Graph:
         name = next(n for n in _numbered(f"{scope}/{op_type}") if n not in self._names)
         self._names.add(name)
         outputs = outputs or [f"{name}_output_{i}" for i in range(count)]
-        self.nodes.append(helper.make_node(op_type, inputs, outputs, name=name, **attributes))
+        self.graph.node.append(helper.make_node(op_type, inputs, outputs, name=name, **attributes))
         return outputs
 
     def mean(self, scope: str, x: str) -> str:
@@ -256,19 +263,12 @@ def build_onnx(config: BertConfig, weights: Weights, *, opset: int = 17, layer_n
             f"BERT: a fused LayerNorm needs opset 17, got {opset}", hint="layer_norm='decomposed', or opset=17"
         )
     check_weights(config, weights)
-    builder = _Bert(config, weights, _Graph(opset), fused_norm=layer_norm == "fused", merged_qkv=merged_qkv)
-    builder.build(mask_value)
-    return _model(config, builder.graph)
-
-
-def _model(config: BertConfig, graph: _Graph) -> onnx.ModelProto:
-    inputs = [helper.make_tensor_value_info(name, TensorProto.INT64, ["B", "S"]) for name in INPUTS]
-    output = helper.make_tensor_value_info(OUTPUT, TensorProto.FLOAT, ["B", "S", config.hidden_size])
-    body = helper.make_graph(graph.nodes, "bert", inputs, [output], list(graph.initialisers.values()))
-    imports = [helper.make_opsetid("", graph.opset)]
-    return helper.make_model(
-        body, opset_imports=imports, ir_version=helper.find_min_ir_version_for(imports), producer_name="probe"
-    )
+    graph = _Graph(opset)
+    _Bert(config, weights, graph, fused_norm=layer_norm == "fused", merged_qkv=merged_qkv).build(mask_value)
+    ids = [helper.make_tensor_value_info(name, TensorProto.INT64, ["B", "S"]) for name in INPUTS]
+    graph.graph.input.extend(ids)
+    graph.graph.output.append(helper.make_tensor_value_info(OUTPUT, TensorProto.FLOAT, ["B", "S", config.hidden_size]))
+    return graph.model
 
 
 @dataclass
@@ -286,7 +286,7 @@ class _Bert:
         x = self.embeddings()
         for layer in range(self.config.layers):
             x = self.layer(x, mask, f"/encoder/layer.{layer}")
-        self.graph.nodes[-1].output[0] = OUTPUT  # the last LayerNorm (or the embeddings' one) makes the output
+        self.graph.graph.node[-1].output[0] = OUTPUT  # the last LayerNorm (or the embeddings' one) makes the output
 
     def weight(self, name: str) -> str:
         return self.graph.constant(name, self.weights[name])
@@ -382,18 +382,10 @@ def _weight_name(scope: str) -> str:
     return scope.removeprefix("/").replace("/", ".")
 
 
-def save(model: onnx.ModelProto, path: Path | str, *, external: bool | None = None) -> Path:
-    """Write the model; weights go to `<path>.data` beside it if `external`, by default above 1 GiB. Returns the path.
+def save(proto: onnx.ModelProto, path: Path | str) -> Path:
+    """Write the model, with its weights beside it (`<path>.data`) where they are too large for one file.
 
-    An external save empties the weights of `model` (ONNX moves them to the file).
+    `proto` gives its weights away: it must not be used afterwards.
     """
-    path = Path(path)
-    if external is None:
-        external = sum(len(tensor.raw_data) for tensor in model.graph.initializer) > EXTERNAL_BYTES
-    data = path.with_name(path.name + ".data")
-    data.unlink(missing_ok=True)  # ONNX would append to it
-    if external:
-        onnx.save(model, str(path), save_as_external_data=True, location=data.name)
-    else:
-        onnx.save(model, str(path))
-    return path
+    loaded = model.from_proto(proto, Path(path))
+    return submodel.save(loaded.proto, loaded.weights, loaded.path)

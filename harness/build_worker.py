@@ -28,7 +28,7 @@ class Report:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.content: dict[str, Any] = {"stage": "load", "ok": False, "errors": [], "log": [], "names": []}
+        self.content: dict[str, Any] = {"stage": "load", "ok": False, "errors": [], "log": []}
 
     def write(self, **news: Any) -> None:
         self.content |= news
@@ -54,15 +54,15 @@ def main(arguments: list[str]) -> int:
     start = time.perf_counter()
     parsed = parser.parse_from_file(str(options.model))
     errors = [_error(parser.get_error(index)) for index in range(parser.num_errors)]
-    names = _mentioned(network, "\n".join([*log, *(str(error["desc"]) for error in errors)]))
-    report.write(parse_s=time.perf_counter() - start, errors=errors, names=names)
+    report.write(parse_s=time.perf_counter() - start, errors=errors)
     if not parsed or options.parse_only:
         report.write(ok=parsed, stage="done" if parsed else "parse")
         return 0 if parsed else 1
+    log.clear()
     report.write(stage="build")
     start = time.perf_counter()
     engine = builder.build_serialized_network(network, _config(trt, builder, network, options))
-    report.write(build_s=time.perf_counter() - start, names=_mentioned(network, "\n".join(log)))
+    report.write(build_s=time.perf_counter() - start)
     if engine is None:
         return 1
     if options.engine is not None:
@@ -132,12 +132,16 @@ def _config(trt: ModuleType, builder: Any, network: Any, options: argparse.Names
         config.set_compute_capability(trt.ComputeCapability.__members__[options.capability or RTX_CAPABILITY], 0)
     shapes, values = _read(options.shapes), _read(options.values)
     profile = builder.create_optimization_profile()
-    for tensor in (network.get_input(index) for index in range(network.num_inputs)):
-        if tensor.is_shape_tensor and tensor.name in values:
-            profile.set_shape_input(tensor.name, *[values[tensor.name]] * 3)
-        elif -1 in tuple(tensor.shape):
-            profile.set_shape(tensor.name, *[shapes.get(tensor.name, [max(d, 1) for d in tensor.shape])] * 3)
-    config.add_optimization_profile(profile)
+    inputs = [network.get_input(index) for index in range(network.num_inputs)]
+    sized = [tensor for tensor in inputs if -1 in tuple(tensor.shape)]
+    valued = [tensor for tensor in inputs if tensor.is_shape_tensor and tensor.name in values]
+    for tensor in sized:
+        shape = shapes.get(tensor.name) or [max(size, 1) for size in tensor.shape]
+        profile.set_shape(tensor.name, shape, shape, shape)  # least, optimal and greatest
+    for tensor in valued:
+        profile.set_shape_input(tensor.name, *[values[tensor.name]] * 3)
+    if sized or valued:
+        config.add_optimization_profile(profile)
     return config
 
 
@@ -153,16 +157,6 @@ def _error(error: Any) -> dict[str, Any]:
         "func": error.func(), "node": error.node_name() if hasattr(error, "node_name") else "",
         "op": error.node_operator() if hasattr(error, "node_operator") else "",
     }  # fmt: skip
-
-
-def _mentioned(network: Any, text: str) -> list[str]:
-    """Names of layers and tensors that occur in a message; a signature leaves them out."""
-    if not text:
-        return []
-    layers = [network.get_layer(index) for index in range(network.num_layers)]
-    tensors = [network.get_input(index) for index in range(network.num_inputs)]
-    tensors += [tensor for layer in layers for index in range(layer.num_outputs) if (tensor := layer.get_output(index))]
-    return sorted({thing.name for thing in (*layers, *tensors) if thing.name and thing.name in text})
 
 
 if __name__ == "__main__":

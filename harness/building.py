@@ -11,18 +11,18 @@ import os
 import re
 import shlex
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from harness import process
 from harness.errors import ArtifactMissing, DependencyMissing, UsageError
+from harness.model import Model, walk
 from harness.record import Answer, Command, Outcome, ToolRun
 
 SKIP_CODE = 125  # as for `git bisect run`
 MODEL_FIELD = "{model}"
-SIGNATURE_CHARS = 300
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ class BuildResult:
     ok: bool
     errors: tuple[ParserError, ...] = ()
     log: tuple[str, ...] = ()  # error messages of the builder, oldest first
-    names: tuple[str, ...] = ()  # of layers and tensors, as far as the messages mention them
+    names: frozenset[str] = frozenset()  # of the model's nodes and tensors: a signature leaves them out
     signal: int | None = None
     timed_out: bool = False
     returncode: int | None = 0
@@ -71,24 +71,30 @@ class BuildOptions:
 
 def build(
     model_path: Path, options: BuildOptions, *, shapes: Mapping[str, Sequence[int]], timeout_s: float | None, folder: Path,
-    values: Mapping[str, Sequence[int]] | None = None,
+    values: Mapping[str, Sequence[int]] | None = None, names: Collection[str] = (),
 ) -> BuildResult:  # fmt: skip
     """Parse and build an .onnx file in a process of its own; its logs and its result go to `folder`, by the model's name.
 
     `shapes` gives the dimensions of inputs that have dynamic ones, `values` those of inputs that say a shape.
+    `names` (`names_of` the whole model, whichever part of it is built) are left out of the failure's signature.
     Raises DependencyMissing if the backend is not installed, ArtifactMissing if the process could not even begin.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    result, hints = folder / f"{model_path.stem}.build.json", folder / f"{model_path.stem}.shapes.json"
+    result = folder / f"{model_path.stem}.build.json"
     result.unlink(missing_ok=True)
     arguments = _arguments(options)
-    for flag, what in (("--shapes", shapes), ("--values", values or {})):
-        if what:
-            path = hints.with_suffix(f"{flag}.json")
-            path.write_text(json.dumps({name: list(map(int, dims)) for name, dims in what.items()}), encoding="utf-8")
-            arguments += [flag, str(path)]
+    for kind, numbers in (("shapes", shapes), ("values", values or {})):
+        path = folder / f"{model_path.stem}.{kind}.json"
+        path.write_text(json.dumps({name: [int(n) for n in row] for name, row in numbers.items()}), encoding="utf-8")
+        arguments += [f"--{kind}", str(path)]
     run = process.run(_worker(model_path, result, arguments, timeout_s), folder / f"{model_path.stem}.build")
-    return _result(result, run, options)
+    return _result(result, run, options, frozenset(names))
+
+
+def names_of(model: Model) -> frozenset[str]:
+    """The names of a model's nodes and tensors."""
+    nodes = list(walk(model.graph))
+    return frozenset(name for node in nodes for name in (node.name, *node.input, *node.output) if name)
 
 
 def signatures(result: BuildResult) -> tuple[str, ...]:
@@ -108,6 +114,13 @@ def signatures(result: BuildResult) -> tuple[str, ...]:
 def signature(result: BuildResult) -> str | None:
     """The identity of the first failure that a build shows; None if it built."""
     return next(iter(signatures(result)), None)
+
+
+def blamed(result: BuildResult) -> frozenset[str]:
+    """Names of nodes and tensors that the messages mention: a hint where to look first, never a verdict."""
+    text = "\n".join([*result.log, *(error.desc for error in result.errors)])
+    mentioned = (name for name in result.names if name in text and re.search(WHOLE_NAME.format(re.escape(name)), text))
+    return frozenset(mentioned) | {error.node for error in result.errors if error.node}
 
 
 def judge(result: BuildResult, wanted: str | None = None) -> Answer:
@@ -141,7 +154,9 @@ def check_argv(template: str, model_path: Path) -> tuple[str, ...]:
     try:
         parts = shlex.split(template)
     except ValueError as error:
-        raise UsageError(f"--check {template!r}: {error}", hint="quote it as for a shell: --check 'CMD {model}'") from error
+        raise UsageError(
+            f"--check {template!r}: {error}", hint="quote it as for a shell: --check 'CMD {model}'"
+        ) from error
     if not parts:
         raise UsageError("--check: expected a command, got nothing", hint="--check 'CMD {model}'")
     model = str(model_path.absolute())
@@ -171,7 +186,7 @@ def _worker(model_path: Path, result: Path, arguments: Sequence[str], timeout_s:
     return Command((*argv, *arguments), timeout_s, {"PYTHONPATH": search})
 
 
-def _result(path: Path, run: ToolRun, options: BuildOptions) -> BuildResult:
+def _result(path: Path, run: ToolRun, options: BuildOptions, names: frozenset[str]) -> BuildResult:
     if not path.is_file():
         raise ArtifactMissing(f"{path}: the build process ended before it began: {process.tail(run.stderr, 3)}",
                               hint=f"see {run.stderr}")  # fmt: skip
@@ -180,7 +195,7 @@ def _result(path: Path, run: ToolRun, options: BuildOptions) -> BuildResult:
         raise DependencyMissing(options.backend, "to build engines", str(content["hint"]), str(content["missing"]))
     crashed = run.timed_out or run.signal is not None
     return BuildResult(
-        stage=content["stage"], ok=content["ok"] and not crashed, names=tuple(content["names"]),
+        stage=content["stage"], ok=content["ok"] and not crashed, names=names,
         errors=tuple(ParserError(**error) for error in content["errors"]),
         log=tuple(content["log"]) or _logged(run), signal=None if run.timed_out else run.signal, timed_out=run.timed_out,
         returncode=run.returncode, version=content.get("version", ""), engine_bytes=content.get("engine_bytes"),
@@ -195,32 +210,41 @@ def _logged(run: ToolRun) -> tuple[str, ...]:
 
 # Signatures
 
-NOISE = re.compile(r"cudaError|CUDA driver version|CUDA-capable device|catchCudaError")  # of a machine without a GPU
-BOILERPLATE = re.compile(r"^(\[E\]|ERROR:|Invalid Node - .*|While parsing node .*|--- .* ---|Node name: .*)\s*")
-SOURCE = re.compile(r"(?:[\w.+-]*/)*([\w+-]+\.(?:cpp|cc|cu|cuh|h|hpp|py))(?::+\d+)?")  # keeps the file's own name
-DTYPE = re.compile(r"k?(?:u?int|fp|float|bf|bfloat|bool|double|half)\d+\w*", re.IGNORECASE)
+NOISE = re.compile(r"CUDA driver version is insufficient|no CUDA-capable device")  # of a builder without a GPU
+BOILERPLATE = re.compile(r"^(?:\[E\]|ERROR:|Invalid Node - .*)\s*")
+DTYPE = re.compile(r"k?(?:u?int|fp|float|bf|bfloat)\d+\w*", re.IGNORECASE)
 RULES: tuple[tuple[re.Pattern[str], str], ...] = (
+    (
+        re.compile(r"(?:[\w.+-]*/)*([\w+-]+\.(?:cpp|cc|cu|cuh|h|hpp|py))\b(?::+\d+)?"),
+        r"\1",
+    ),  # source file: its own name
     (re.compile(r"\{[^{}]*\}"), "*"),  # {ForeignNode[a...b]}
-    (re.compile(r"'[^']*'|\"[^\"]*\"|`[^`]*`"), "*"),
-    (re.compile(r"0[xX][0-9a-fA-F]+"), "#"),
+    (re.compile(r"(['\"`])(?:(?!\1)\S)*(?: (?:(?!\1)\S)+)?\1"), "*"),  # quoted words; three and more are a sentence
+    (re.compile(r"\bnode_of_[^\s,;()\[\]]*\w"), "*"),  # the parser's name for a node without one
     (re.compile(r"::\d+\b"), ""),  # [file.cpp::function::line]
-    (re.compile(r"[\w.:@~+-]*/[\w./:@~+-]*"), "*"),  # paths and names with a module path in them
-    (re.compile(r"\[(?:\s*-?\d+\s*,?)*\]"), "[#]"),  # dimensions, however many
-    (re.compile(r"[*#]+(?:[.:_-]?[*#\d]+)+"), "#"),
+    (
+        re.compile(r"(?:[\w.:@~+-]*/){2,}[\w.:@~+-]*|(?<!\w)/[\w.:@~+-]+"),
+        "*",
+    ),  # paths, and names that hold a module path
+    (re.compile(r"\[\s*-?\d*(?:\s*,\s*-?\d+)*\s*\]"), "#"),  # dimensions, however many
 )
-WORD = re.compile(r"[A-Za-z0-9_.$-]*\d[A-Za-z0-9_.$-]*")
+WHOLE_NAME = r"(?<![\w/])(?<!\w\.)(?:node_of_)?{}(?:_output|_\d+)*(?![\w/]|\.\w)"  # as TensorRT names the layers and tensors that it adds
+WITH_DIGIT = re.compile(r"[\w.$]*\d[\w.$]*")
+RUN_OF_NUMBERS = re.compile(r"-?#(?:[\s,x*#-]*#)+|-#")
 
 
-def normalise(message: str, names: Iterable[str] = ()) -> str:
-    """What a message says, less the names, numbers, addresses, paths and quotes in it; "" if it says nothing then."""
+def normalise(message: str, names: Collection[str] = ()) -> str:
+    """What the first line of a message says, less names, numbers, addresses, paths and quotes; "" if it is mere noise."""
     lines = (BOILERPLATE.sub("", line.strip()) for line in message.splitlines() if not NOISE.search(line))
     text = next((line for line in lines if line), "")
-    for name in sorted(set(names) - {""}, key=len, reverse=True):
-        text = re.sub(rf"(?<![\w/]){re.escape(name)}(?![\w/])", "*", text)
-    text = SOURCE.sub(r"\1", text)
-    return text
+    for name in sorted((name for name in names if name and name in text), key=len, reverse=True):
+        text = re.sub(WHOLE_NAME.format(re.escape(name)), "*", text)
+    for pattern, replacement in RULES:
+        text = pattern.sub(replacement, text)
+    text = WITH_DIGIT.sub(lambda word: word[0] if DTYPE.fullmatch(word[0]) else "#", text)
+    return RUN_OF_NUMBERS.sub("#", text)
 
 
-def _parser_signature(error: ParserError, names: Sequence[str]) -> str:
-    said = normalise(error.desc, [*names, error.node])
+def _parser_signature(error: ParserError, names: Collection[str]) -> str:
+    said = normalise(error.desc, {*names, error.node})
     return " ".join(part for part in ("parse:", error.code, error.op, error.func, said) if part)

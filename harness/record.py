@@ -103,7 +103,7 @@ class Session:
     def write_json(self, name: str, content: Mapping[str, Any]) -> Path:
         """Write a JSON file whole: to a neighbour first, then renamed over it."""
         path = self.folder / name
-        part = path.with_name(f".{name}.{os.getpid()}.part")
+        part = path.with_name(f".{path.name}.{os.getpid()}.part")
         try:
             part.write_text(json.dumps(content, indent=2, allow_nan=True) + "\n", encoding="utf-8")
             part.replace(path)

@@ -123,6 +123,12 @@ def save(proto: onnx.ModelProto, weights: Weights, path: Path) -> Path:
     return path
 
 
+def input_shapes(proto: onnx.ModelProto, facts: Mapping[str, TensorFact]) -> dict[str, tuple[int, ...]]:
+    """The observed dimensions of a sub-model's inputs: what a builder needs for those that stayed dynamic."""
+    known = {value.name: facts[value.name].shape for value in proto.graph.input if value.name in facts}
+    return {name: shape for name, shape in known.items() if shape is not None}
+
+
 def shape_tensors(model: Model) -> set[str]:
     """Tensors that say a shape: computed from shapes and constants alone, or read as a shape by some node further on."""
     return _made_from_shapes(model) | _read_as_shapes(model)
@@ -208,7 +214,9 @@ def _types(proto: onnx.ModelProto) -> dict[str, TypeProto]:
         graph = shape_inference.infer_shapes(proto, data_prop=True).graph
     except Exception:  # noqa: BLE001  inference raises bare exceptions; what the file states is then all there is
         graph = proto.graph
-    return {value.name: value.type for value in (*graph.value_info, *graph.output, *graph.input) if value.HasField("type")}
+    return {
+        value.name: value.type for value in (*graph.value_info, *graph.output, *graph.input) if value.HasField("type")
+    }
 
 
 def _fact_of_feed(declared: TypeProto | None, feed: np.ndarray) -> TensorFact:
@@ -216,9 +224,13 @@ def _fact_of_feed(declared: TypeProto | None, feed: np.ndarray) -> TensorFact:
     return TensorFact(dtype, tuple(feed.shape))
 
 
-def _run(model: Model, proto: onnx.ModelProto, feeds: Feeds, declared: Mapping[str, TypeProto]) -> dict[str, TensorFact] | None:
+def _run(
+    model: Model, proto: onnx.ModelProto, feeds: Feeds, declared: Mapping[str, TypeProto]
+) -> dict[str, TensorFact] | None:
     """Facts of every node output, or None if ONNX Runtime cannot run `proto`."""
-    dtypes = {name: declared[name].tensor_type.elem_type if name in declared else None for name in _node_outputs(proto.graph)}
+    dtypes = {
+        name: declared[name].tensor_type.elem_type if name in declared else None for name in _node_outputs(proto.graph)
+    }
     tensors = [name for name, dtype in dtypes.items() if dtype != 0]
     try:
         shapes = _shapes(proto, model.weights, feeds, tensors)
@@ -277,6 +289,8 @@ def _fetch(proto: onnx.ModelProto, weights: Weights, feeds: Feeds, names: Sequen
     probe.CopyFrom(proto)
     del probe.graph.output[:]
     probe.graph.output.extend(ValueInfoProto(name=name) for name in names)
+    for node in probe.graph.node:
+        node.name = ""  # ONNX Runtime refuses models with repeated ones
     values = Runner(probe, weights, optimise=False, prepack=False).run(feeds, names)
     return dict(zip(names, values, strict=True))
 
@@ -291,7 +305,9 @@ def _without_foreign_ops(proto: onnx.ModelProto) -> onnx.ModelProto | None:
     del stand_in.graph.node[:]
     for node in proto.graph.node:
         known = _runs(proto, node)
-        stand_in.graph.node.extend([node] if known else [helper.make_node("Identity", node.input[:1], [o]) for o in node.output if o])
+        stand_in.graph.node.extend(
+            [node] if known else [helper.make_node("Identity", node.input[:1], [o]) for o in node.output if o]
+        )
     return stand_in
 
 
@@ -307,9 +323,15 @@ def _infer(model: Model, feeds: Feeds) -> dict[str, TensorFact]:
     proto.CopyFrom(model.proto)
     for value in proto.graph.input:
         if value.name in feeds:
-            value.CopyFrom(helper.make_tensor_value_info(value.name, value.type.tensor_type.elem_type, feeds[value.name].shape))
+            value.CopyFrom(
+                helper.make_tensor_value_info(value.name, value.type.tensor_type.elem_type, feeds[value.name].shape)
+            )
     types = {name: kind.tensor_type for name, kind in _types(proto).items()}
-    return {name: TensorFact(types[name].elem_type, _concrete(types[name])) for name in _node_outputs(proto.graph) if name in types}
+    return {
+        name: TensorFact(types[name].elem_type, _concrete(types[name]))
+        for name in _node_outputs(proto.graph)
+        if name in types
+    }
 
 
 def _concrete(kind: TypeProto.Tensor) -> tuple[int, ...] | None:
@@ -335,7 +357,9 @@ def _write_whole(path: Path, write: Callable[[BinaryIO], Any]) -> None:
         part.unlink(missing_ok=True)
 
 
-def _write_inline(stream: BinaryIO, skeleton: onnx.ModelProto, large: Sequence[TensorProto], arrays: Sequence[np.ndarray]) -> None:
+def _write_inline(
+    stream: BinaryIO, skeleton: onnx.ModelProto, large: Sequence[TensorProto], arrays: Sequence[np.ndarray]
+) -> None:
     """Messages written one after the other merge when they are read: so each tensor follows as `graph { initializer }`."""
     stream.write(skeleton.SerializeToString())
     for tensor, array in zip(large, arrays, strict=True):
@@ -361,7 +385,9 @@ def _located(large: Sequence[TensorProto], arrays: Sequence[np.ndarray], locatio
     """The tensors with where their data lies in the file that `_write_aligned` writes."""
     offset = 0
     for tensor, array in zip(large, arrays, strict=True):
-        placed = TensorProto(name=tensor.name, data_type=tensor.data_type, dims=tensor.dims, data_location=TensorProto.EXTERNAL)
+        placed = TensorProto(
+            name=tensor.name, data_type=tensor.data_type, dims=tensor.dims, data_location=TensorProto.EXTERNAL
+        )
         for key, value in (("location", location), ("offset", offset), ("length", array.nbytes)):
             placed.external_data.add(key=key, value=str(value))
         yield placed

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from harness.model import INLINE_BYTES, opset_of
+from harness.model import INLINE_BYTES, opset_of, subgraphs
 
 FLAGS = "probe:flags"  # the extra input: bool[number of switches]
 
@@ -25,7 +26,7 @@ def with_flags(proto: onnx.ModelProto, nodes: Sequence[onnx.NodeProto], count: i
     del result.graph.node[:], result.graph.value_info[:]
     if count:
         result.graph.input.append(helper.make_tensor_value_info(FLAGS, TensorProto.BOOL, [count]))
-        sizes = {"num_outputs": count} if opset_of(proto) >= 18 else {}
+        sizes: dict[str, Any] = {"num_outputs": count} if opset_of(proto) >= 18 else {}
         result.graph.node.append(helper.make_node("Split", [FLAGS], [flag(i) for i in range(count)], axis=0, **sizes))
     result.graph.node.extend(nodes)
     return result
@@ -64,3 +65,26 @@ def _branch(nodes: Sequence[onnx.NodeProto], outputs: Sequence[str], dtypes: Map
         copies.append(copy)
     values = [helper.make_tensor_value_info(renamed[name], dtypes.get(name, TensorProto.UNDEFINED), None) for name in outputs]
     return helper.make_graph(copies, tag, [], values)
+
+
+def renamed(node: onnx.NodeProto, name: Callable[[str], str]) -> onnx.NodeProto:
+    """A copy of the node with every tensor renamed, also inside its subgraphs; "" (an absent one) stays."""
+    copy = onnx.NodeProto()
+    copy.CopyFrom(node)
+    copy.input[:] = [name(n) if n else n for n in copy.input]
+    copy.output[:] = [name(n) if n else n for n in copy.output]
+    for body in subgraphs(copy):
+        _rename_graph(body, name)
+    return copy
+
+
+def _rename_graph(graph: onnx.GraphProto, name: Callable[[str], str]) -> None:
+    del graph.value_info[:]
+    for tensor in graph.initializer:
+        tensor.name = name(tensor.name)
+    for value in (*graph.input, *graph.output):
+        value.name = name(value.name)
+    for sparse in graph.sparse_initializer:
+        sparse.values.name = name(sparse.values.name)
+    for node in graph.node:
+        node.CopyFrom(renamed(node, name))

@@ -1,0 +1,152 @@
+"""The command line, and the only module that prints or exits: it assembles the verbs and turns errors into exit codes.
+
+A verb is one short function here: options in, one call of the module that does the work, `deliver` for what came back;
+it returns its exit code. Work modules are imported inside the verb, so that `probe --help` costs nothing.
+"""
+
+from __future__ import annotations
+
+import json
+import signal
+import sys
+import traceback
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn
+
+import click
+
+from harness.errors import (
+    EXIT_CLEAN,
+    EXIT_DEFECT,
+    EXIT_INTERNAL,
+    EXIT_INTERRUPTED,
+    EXIT_USAGE,
+    ProbeError,
+)
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.table import Table
+
+    from probes.doctoring import Check
+
+EXIT_BROKEN_PIPE = 141  # what a shell shows for a program whose reader went away (128 + SIGPIPE)
+PIPE_WIDTH = 160  # columns, where the output is not a terminal
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="probe-trt", prog_name="probe")
+def probe() -> None:
+    """Find out what is to blame when inference with TensorRT or CUDA is wrong, slow, or does not build."""
+
+
+def _json_target(context: click.Context, parameter: click.Parameter, value: Path | None) -> Path | None:
+    """Refuse a file that cannot be written before the work is done, not after."""
+    if value is not None and not value.parent.is_dir():
+        raise click.BadParameter(f"the folder {value.parent} does not exist")
+    return value
+
+
+json_option = click.option(
+    "--json", "json_file", metavar="FILE", callback=_json_target,
+    type=click.Path(dir_okay=False, writable=True, allow_dash=True, path_type=Path),
+    help="Write the result as JSON to FILE; '-' is standard output, and then nothing else goes there.",
+)  # fmt: skip
+
+
+@probe.command()
+@json_option
+def doctor(json_file: Path | None) -> int:
+    """Show which tools, libraries and GPU are here, what is lost without the rest, and the line that installs it."""
+    from probes import doctoring
+
+    with progress("looking for tools, libraries and a GPU") as tell:
+        checks = doctoring.examine(tell=lambda name: tell(f"looking at {name}"))
+    deliver(doctoring.to_document(checks), json_file, lambda: [_doctor_table(checks), doctoring.summarise(checks)])
+    return EXIT_CLEAN if doctoring.healthy(checks) else EXIT_DEFECT
+
+
+def _doctor_table(checks: Sequence[Check]) -> Table:
+    rows = (
+        (check.name, "yes" if check.works else "broken" if check.found else "no", check.version or "",
+         check.purpose, "; ".join(part for part in (check.note, "" if check.works else check.install) if part))
+        for check in checks
+    )  # fmt: skip
+    return table(("what", "here", "version", "what for", "note, or the line that installs it"), rows)
+
+
+def table(headers: Sequence[str], rows: Iterable[Sequence[str]]) -> Table:
+    """A table of plain texts; nothing in them is taken for markup."""
+    from rich import box
+    from rich.table import Table
+    from rich.text import Text
+
+    made = Table(*headers, box=box.SIMPLE_HEAD)
+    for row in rows:
+        made.add_row(*(Text(cell) for cell in row))
+    return made
+
+
+def deliver(result: Mapping[str, Any], json_file: Path | None, show: Callable[[], Iterable[Any]]) -> None:
+    """Write the result where it was asked for, and what `show` returns (texts, tables) on the screen."""
+    text = json.dumps(result, indent=2) + "\n"
+    if json_file == Path("-"):
+        click.echo(text, nl=False)
+        return
+    if json_file is not None:
+        json_file.write_text(text, encoding="utf-8")
+    console = _console()
+    for item in show():
+        console.print(item, markup=False, highlight=False)
+
+
+@contextmanager
+def progress(text: str) -> Iterator[Callable[[str], None]]:
+    """Show on a terminal's standard error what is going on; the yielded function changes the text."""
+    from rich.text import Text
+
+    with _console(stderr=True).status(Text(text)) as status:
+        yield lambda now: status.update(Text(now))
+
+
+def _console(stderr: bool = False) -> Console:
+    from rich.console import Console
+
+    stream = sys.stderr if stderr else sys.stdout
+    return Console(stderr=stderr, width=None if stream.isatty() else PIPE_WIDTH)
+
+
+def run(arguments: Sequence[str] | None = None) -> int:
+    """Run one command and return its exit code (arguments default to the process's own)."""
+    try:
+        code = probe.main(args=arguments, prog_name="probe", standalone_mode=False)
+    except click.ClickException as error:
+        error.show()
+        return EXIT_USAGE
+    except ProbeError as error:
+        _complain(str(error), error.hint)
+        return error.exit_code
+    except (KeyboardInterrupt, click.Abort):
+        _complain("interrupted", None)
+        return EXIT_INTERRUPTED
+    except SystemExit:  # nothing of ours exits below this line: rich and click do when standard output's reader is gone
+        return EXIT_BROKEN_PIPE
+    except Exception:  # noqa: BLE001
+        traceback.print_exc()
+        _complain("this is a bug in probe, not in your model", "report it with the traceback above")
+        return EXIT_INTERNAL
+    return code if isinstance(code, int) else EXIT_CLEAN
+
+
+def _complain(message: str, hint: str | None) -> None:
+    click.echo(f"probe: error: {message}", err=True)
+    if hint:
+        click.echo(f"try: {hint}", err=True)
+
+
+def main() -> NoReturn:
+    """The console script. SIGTERM ends a run as Ctrl-C does: tools are stopped, the best answer so far is kept."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    sys.exit(run())

@@ -1,0 +1,269 @@
+"""The faults that `probe bisect` knows: for each, what the candidates are, how a query is answered, how it is repaired."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import onnx
+
+from harness import submodel
+from harness.building import BuildOptions
+from harness.emulate import lowerable
+from harness.errors import UsageError
+from harness.inputs import load_samples
+from harness.mixed import mixed_model
+from harness.model import Model
+from harness.record import Answer, Outcome, Session
+from harness.runtime import RunFailed, Runner
+from harness.workers import Query, Recipe
+from probes.candidates import Candidate, by_scope, from_nodes, name_some
+from probes.recipes import Built, Checked, LeftAsIs, Lowered, Swapped
+from probes.search import Ask, Found, Search, smallest_kept
+from probes.settings import Settings
+
+
+@dataclass(frozen=True)
+class Repair:
+    """What is handed over with the result: a model file (its name in the session folder), and remarks."""
+
+    model_out: str | None = None
+    notes: tuple[str, ...] = ()
+
+
+AnswerQuestion = Callable[["Question"], Found]
+MakeRepair = Callable[[Found, Session, AnswerQuestion], Repair]
+
+
+def no_repair(found: Found, session: Session, answer: AnswerQuestion) -> Repair:
+    return Repair()
+
+
+@dataclass(frozen=True)
+class Question:
+    """One search: who the candidates are, how queries are answered, and the words in which it is told."""
+
+    phase: str
+    candidates: Sequence[Candidate]
+    recipe: Recipe
+    applied_word: str
+    kept_word: str
+    search: Callable[[], Search]
+    wanted: Outcome = Outcome.PASS
+    signature: str | None = None
+    measures: bool = False  # the answers' values are errors to be held against the tolerance
+    baseline: bool = True  # ask first whether the fault is gone when nothing is applied
+    baseline_hint: str = "the model may not be deterministic: --repeat 3 tells"
+    runs_programs: bool = False  # the recipe has time limits of its own
+    repair: MakeRepair = no_repair
+
+    def describe(self, query: Query) -> str:
+        """A query in words: the shorter side of it, by name."""
+        kept = [c.id for c in self.candidates if c.id not in query]
+        total = len(self.candidates)
+        if not kept:
+            return f"all {total} {self.applied_word}"
+        if not query:
+            return f"none of {total} {self.applied_word}"
+        if len(kept) <= len(query):
+            return f"all but {len(kept)} of {total} {self.applied_word}: {name_some(self.candidates, kept)} {self.kept_word}"
+        return f"{len(query)} of {total} {self.applied_word}: {name_some(self.candidates, query)}"
+
+
+def pose(settings: Settings, model: Model, samples: tuple[Path, ...], session: Session) -> list[Question]:
+    """The questions of a fault, in the order in which they are tried until one of them finds something."""
+    makers = {"precision": _precision, "finite": _finite, "compare": _compare, "build": _build, "check": _check}
+    return makers[settings.fault](settings, model, samples, session)
+
+
+# precision, and lowered-finite
+
+
+def _precision(settings: Settings, model: Model, samples: tuple[Path, ...], session: Session) -> list[Question]:
+    return [_lowering(settings, model, samples, "accuracy")]
+
+
+def _lowering(settings: Settings, model: Model, samples: tuple[Path, ...], policy: str) -> Question:
+    candidates = _lowerable(settings, model)
+    measures = policy == "accuracy"
+    recipe = Lowered(settings.model.absolute(), samples, settings.precision, policy, settings.tolerance, _threads(settings))
+    return Question(
+        f"lower/{policy}", candidates, recipe, f"lowered to {settings.precision.value.upper()}", "kept in FP32",
+        _search(settings, candidates, settings.tolerance if measures else None), measures=measures,
+        repair=_write_mixed(settings, model, samples),
+    )  # fmt: skip
+
+
+def _lowerable(settings: Settings, model: Model) -> list[Candidate]:
+    candidates = from_nodes(model, lowerable(model, settings.precision))
+    if not candidates:
+        raise UsageError(f"{model.path}: no node computes in FP32, so nothing can be lowered to {settings.precision.value.upper()}",
+                         hint="give the FP32 model; for a model already lowered: --fault compare --good FP32.onnx")  # fmt: skip
+    return candidates
+
+
+def _threads(settings: Settings) -> int:
+    """ONNX Runtime's threads per worker: all cores for one worker, one each for several (0 leaves it to the runtime)."""
+    return settings.threads or (1 if settings.jobs > 1 else 0)
+
+
+def _search(settings: Settings, candidates: Sequence[Candidate], tolerance: float | None) -> Callable[[], Search]:
+    order, groups = [c.id for c in candidates], by_scope(candidates)
+    return lambda: smallest_kept(order, tolerance=tolerance, groups=groups, scope_first=settings.keep_scope)
+
+
+def _write_mixed(settings: Settings, model: Model, samples: tuple[Path, ...]) -> MakeRepair:
+    def write(found: Found, session: Session, answer: AnswerQuestion) -> Repair:
+        path = session.folder / f"{model.path.stem}.mixed.onnx"
+        try:
+            proto, weights = mixed_model(model, found.applied, settings.precision)
+        except UsageError as error:
+            return Repair(None, (f"no mixed model was written: {error}",))
+        submodel.save(proto, weights, path)
+        return Repair(path.name, tuple(_check_written(path, proto, weights, samples)))
+
+    return write
+
+
+def _check_written(path: Path, proto: onnx.ModelProto, weights: dict, samples: tuple[Path, ...]) -> list[str]:  # type: ignore[type-arg]
+    """What is wrong with the model that was written: nothing, normally."""
+    try:
+        onnx.checker.check_model(str(path))
+        Runner(proto, weights).run(load_samples(samples[:1])[0])
+    except (onnx.checker.ValidationError, RunFailed) as error:
+        return [f"{path.name} was written, but: {str(error).splitlines()[0]}"]
+    return []
+
+
+# finite
+
+
+def _finite(settings: Settings, model: Model, samples: tuple[Path, ...], session: Session) -> list[Question]:
+    """First the model as it is: which nodes make NaN or Inf; if none does, the same after lowering."""
+    floats = [n.index for n in model.nodes if any(model.dtypes.get(name) in FLOATS for name in n.proto.output)]
+    candidates = from_nodes(model, floats)
+    recipe = LeftAsIs(settings.model.absolute(), samples, _threads(settings))
+    as_it_is = Question("as-is/finite", candidates, recipe, "left as they are", "cleared of NaN and Inf",
+                        _search(settings, candidates, None), repair=_trace(model, samples))  # fmt: skip
+    return [as_it_is, _lowering(settings, model, samples, "finite")]
+
+
+FLOATS = (onnx.TensorProto.FLOAT, onnx.TensorProto.DOUBLE, onnx.TensorProto.FLOAT16, onnx.TensorProto.BFLOAT16)
+
+
+def _trace(model: Model, samples: tuple[Path, ...]) -> MakeRepair:
+    def trace(found: Found, session: Session, answer: AnswerQuestion) -> Repair:
+        from harness.tracing import trace_nonfinite
+
+        origins = [origin for feeds in load_samples(samples) for origin in trace_nonfinite(model, feeds)]
+        return Repair(None, tuple(dict.fromkeys(str(origin) for origin in origins)))
+
+    return trace
+
+
+# compare
+
+
+def _compare(settings: Settings, model: Model, samples: tuple[Path, ...], session: Session) -> list[Question]:
+    assert settings.good is not None
+    recipe = Swapped(settings.model.absolute(), settings.good.absolute(), samples, settings.tolerance, _threads(settings))
+    hybrid = recipe.hybrid()
+    candidates = [Candidate(i, r.key, "+".join(dict.fromkeys(r.op_types)), r.scope, tuple(r.nodes)) for i, r in enumerate(hybrid.regions)]
+    return [Question("compare", candidates, recipe, f"taken from {settings.model.name}", f"taken from {settings.good.name}",
+                     _search(settings, candidates, settings.tolerance), measures=True, repair=_no_good(hybrid.matching_notes()))]  # fmt: skip
+
+
+def _no_good(notes: Sequence[str]) -> MakeRepair:
+    return lambda found, session, answer: Repair(None, tuple(notes))
+
+
+# build
+
+
+def _build(settings: Settings, model: Model, samples: tuple[Path, ...], session: Session) -> list[Question]:
+    candidates = from_nodes(model, range(len(model.nodes)))
+    options = BuildOptions(backend=settings.backend or "trt-rtx")
+    recipe = Built(settings.model.absolute(), samples[0], options, session.raw, settings.timeout)
+    if settings.reduce:
+        return [_reducing(settings, model, candidates, Built(**{**vars(recipe), "taken_out": True}), samples[0])]
+    return [Question("build", candidates, recipe, "left in", "commented out", _search(settings, candidates, None), baseline=False,
+                     runs_programs=True, repair=_failing_parts(settings, model, recipe))]  # fmt: skip
+
+
+def _failing_parts(settings: Settings, model: Model, recipe: Built) -> MakeRepair:
+    """For every culprit the smallest sub-model that still shows its failure: itself alone, or what it needs around it."""
+
+    def write(found: Found, session: Session, answer: AnswerQuestion) -> Repair:
+        names, notes = [], []
+        for number, culprit in enumerate(found.kept, 1):
+            others = frozenset(found.kept) - {culprit}
+            rest = [n.index for n in model.nodes if n.index not in others]
+            part = Built(**{**vars(recipe), "taken_out": True, "absent": others})
+            question = Question(
+                f"reduce/{model.nodes[culprit].key}", from_nodes(model, rest), part, "taken out", "left in",
+                lambda rest=rest, culprit=culprit: _alone_first(culprit, rest), wanted=Outcome.FAIL, baseline=False, runs_programs=True,
+            )  # fmt: skip
+            smallest = answer(question)
+            path = session.folder / f"{model.path.stem}.culprit-{number}.onnx"
+            _save_part(model, smallest.kept, recipe.sample, path)
+            names.append(path.name)
+            notes.append(f"{path.name}: {len(smallest.kept)} node{'s' * (len(smallest.kept) != 1)}, the smallest part that shows the failure"
+                         f" of {model.nodes[culprit].key}")  # fmt: skip
+        return Repair(names[0] if names else None, tuple(notes))
+
+    return write
+
+
+def _alone_first(culprit: int, ids: Sequence[int]) -> Generator[Ask, Answer, Found]:
+    """Most faults sit in one node: ask about it alone before searching for what it needs around it."""
+    others = frozenset(ids) - {culprit}
+    whole = yield Ask(frozenset(), ((1.0, Answer(Outcome.FAIL)),))
+    alone = yield Ask(others, ((0.8, Answer(Outcome.FAIL, None, whole.signature)), (0.2, Answer(Outcome.PASS))))
+    if alone.outcome is Outcome.FAIL and alone.signature == whole.signature:
+        return Found(others, (culprit,))
+    return (yield from smallest_kept(ids, wanted=Outcome.FAIL, signature=whole.signature))
+
+
+def _save_part(model: Model, keep: Sequence[int], sample: Path, path: Path) -> None:
+    facts = submodel.observe(model, load_samples([sample])[0])
+    submodel.save(submodel.extract(model, keep, facts), model.weights, path)
+
+
+# check
+
+
+def _check(settings: Settings, model: Model, samples: tuple[Path, ...], session: Session) -> list[Question]:
+    assert settings.check is not None
+    recipe = Checked(settings.model.absolute(), settings.check, session.raw, settings.timeout, settings.precision)
+    if settings.reduce:
+        candidates = from_nodes(model, range(len(model.nodes)))
+        return [_reducing(settings, model, candidates, Checked(**{**vars(recipe), "sample": samples[0]}), samples[0])]
+    candidates = _lowerable(settings, model)
+    return [Question(
+        "check/lower", candidates, recipe, f"lowered to {settings.precision.value.upper()}", "kept in FP32", _search(settings, candidates, None),
+        runs_programs=True, baseline_hint="the check fails on the FP32 model itself: --reduce finds the smallest part that fails",
+        repair=_write_mixed(settings, model, samples),
+    )]  # fmt: skip
+
+
+def _reducing(settings: Settings, model: Model, candidates: Sequence[Candidate], recipe: Recipe, sample: Path) -> Question:
+    """The smallest failing sub-model: take out as much as possible while the very same failure stays."""
+    ids = [c.id for c in candidates]
+
+    def search() -> Generator[Ask, Answer, Found]:
+        whole = yield Ask(frozenset(), ((1.0, Answer(Outcome.FAIL)),))
+        if whole.outcome is not Outcome.FAIL:
+            return Found(frozenset(ids))  # it does not fail: nothing to find
+        return (yield from smallest_kept(ids, wanted=Outcome.FAIL, signature=whole.signature, groups=by_scope(candidates), scope_first=True))
+
+    def write(found: Found, session: Session, answer: AnswerQuestion) -> Repair:
+        if not found.kept:
+            return Repair()
+        path = session.folder / f"{model.path.stem}.reduced.onnx"
+        _save_part(model, found.kept, sample, path)
+        return Repair(path.name, (f"{path.name} is the smallest part that still fails: {len(found.kept)} of {len(candidates)} nodes",))
+
+    return Question("reduce", candidates, recipe, "taken out", "left in", search, wanted=Outcome.FAIL, baseline=False, runs_programs=True, repair=write)
+
+

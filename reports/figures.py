@@ -1,0 +1,311 @@
+"""Tables to plotly figures of one bisection; never shows, never writes, and shows every value, finite or not.
+
+Names come from models that nobody vouched for, and plotly reads HTML in its labels: every name goes through `label`.
+Colours are middle tones that read on light and on dark ground; text, grid and hover boxes take theirs from the page.
+"""
+
+from __future__ import annotations
+
+import html
+import math
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from itertools import groupby
+from typing import Any
+
+import plotly.graph_objects as go
+
+from harness.record import Outcome
+from reports import units
+from reports.schema import Candidate, Step
+
+TOP = 30  # bars of the ranked sensitivities
+NUMBERED = 20  # culprits with their number beside them; more would overprint
+LEVELS = 4  # rows of scopes under the graph
+
+CULPRIT, OTHER, QUIET = "#d9592b", "#3f83d6", "#8b929b"
+_TINT_CULPRIT, _TINTS = "rgba(217,89,43,.42)", ("rgba(93,125,160,.30)", "rgba(93,125,160,.17)")
+_ZERO, _NO_VALUE = "≤ 0", "no value"
+_GRID, _BAND = "rgba(128,128,128,.25)", "rgba(128,128,128,.10)"
+_MARKS = {
+    Outcome.PASS: {"symbol": "circle", "size": 8, "color": OTHER},
+    Outcome.FAIL: {"symbol": "x", "size": 8, "color": CULPRIT},
+    Outcome.UNRESOLVED: {"symbol": "diamond-open", "size": 10, "color": QUIET, "line": {"width": 2}},
+}
+ScopePath = tuple[str, ...]  # the parts of a scope
+_MOST = 1e300
+_AXIS: dict[str, Any] = {"gridcolor": _GRID, "zeroline": False, "automargin": True, "ticks": ""}
+
+
+@dataclass(frozen=True)
+class Scale:
+    """A log10 axis with lanes beside it for what has no logarithm: zero below, not finite and absent above.
+
+    Plotly's own log axis drops such values in silence, and they are the ones a bisection is about.
+    """
+
+    low: int  # decade
+    high: int  # decade
+    lane: float  # height of a lane, in decades
+    lanes: dict[str, float]  # name -> middle of the lane, in decades
+
+    @classmethod
+    def of(cls, values: Iterable[float | None]) -> Scale:
+        values = list(values)
+        logs = [_log(value) for value in values if value is not None and _lane(value) is None]
+        low, high = (math.floor(min(logs)), math.ceil(max(logs))) if logs else (0, 0)
+        high = max(high, low + 1) if logs else low
+        lane = max(0.16 * (high - low), 0.2)
+        names = {_lane(value) for value in values}
+        above = [name for name in (units.NOT_FINITE, _NO_VALUE) if name in names]
+        lanes = {name: high + (0.75 + place) * lane for place, name in enumerate(above)}
+        if _ZERO in names:
+            lanes[_ZERO] = low - 0.75 * lane
+        return cls(low, high, lane, lanes)
+
+    def position(self, value: float | None) -> float:
+        lane = _lane(value)
+        return _log(value) if value is not None and lane is None else self.lanes[lane or ""]
+
+    def axis(self, title: str) -> dict[str, Any]:
+        """The layout of an axis in percent, its ticks at decades (at 1, 2, 5 where there are few)."""
+        edges = [self.low - 0.1 * self.lane, self.high + 0.1 * self.lane]
+        edges += [position + side * self.lane / 2 for position in self.lanes.values() for side in (-1, 1)]
+        return _AXIS | {
+            "title": {"text": title, "standoff": 12},
+            "tickvals": [_log(tick) for tick in self._ticks()] + list(self.lanes.values()),
+            "ticktext": [units.percent(tick) for tick in self._ticks()] + list(self.lanes),
+            "range": [min(edges), max(edges)],
+        }
+
+    def bands(self) -> list[dict[str, Any]]:
+        """Shaded rectangles behind the lanes, so that they do not read as part of the axis."""
+        across = {"type": "rect", "xref": "paper", "x0": 0, "x1": 1, "layer": "below", "line": {"width": 0}}
+        half = self.lane / 2
+        return [across | {"y0": p - half, "y1": p + half, "fillcolor": _BAND} for p in self.lanes.values()]
+
+    def _ticks(self) -> list[float]:
+        """At most seven decades; where there are few, 2 and 5 times them too. Empty if no value has a logarithm."""
+        decades = range(self.low, self.high + 1, max(1, math.ceil((self.high - self.low) / 6)))
+        factors = (1, 2, 5) if self.high - self.low <= 2 else (1,)
+        ticks = [factor * 10.0**decade for decade in decades for factor in factors]
+        return [tick for tick in ticks if tick <= 10.0**self.high] if self.low < self.high else []
+
+
+def label(name: str, width: int = 60) -> str:
+    """A name as plotly text: shortened, control characters as escapes, HTML inert."""
+    return html.escape(units.shorten(units.visible(name), width), quote=False)
+
+
+def draw_steps(steps: Sequence[Step], tolerance: float | None = None) -> go.Figure | None:
+    """Relative L2 error in percent (log) against step; nodes lowered against step where no step has a value."""
+    if not steps:
+        return None
+    figure = _figure(height=380)
+    if any(step.value is not None for step in steps):
+        limit = tolerance if _lane(tolerance) is None else None
+        scale = Scale.of([*(step.value for step in steps), *([limit] if limit else [])])
+        _draw_outcomes(figure, steps, lambda step: scale.position(step.value))
+        figure.update_layout(yaxis=scale.axis("relative L2 error (%, log)"), shapes=scale.bands())
+        if limit:
+            _draw_tolerance(figure, limit, y=_log(limit))
+    elif any(step.applied is not None for step in steps):
+        _draw_outcomes(figure, [step for step in steps if step.applied is not None], lambda step: step.applied or 0)
+        figure.update_layout(yaxis=_AXIS | {"title": {"text": "nodes under test (count)"}, "rangemode": "tozero"})
+    else:
+        return None
+    figure.update_layout(xaxis=_AXIS | {"title": {"text": f"step (n = {units.count(len(steps))})"}, "showgrid": False})
+    return figure
+
+
+def draw_graph(candidates: Sequence[Candidate]) -> go.Figure | None:
+    """Sensitivity (%, log) and scopes along the graph, x the place in topological order; culprits marked, numbered."""
+    if not candidates:
+        return None
+    levels = scope_levels([candidate.scope for candidate in candidates])
+    band, gap, plot = 26 * len(levels), 14 if levels else 0, 250
+    figure = _figure(height=plot + gap + band + 90)
+    _draw_places(figure, candidates, Scale.of(c.sensitivity for c in candidates))
+    for depth, scopes in enumerate(levels):
+        _draw_scopes(figure, candidates, scopes, depth)
+    title = f"place in topological order (n = {units.count(len(candidates))} candidates)"
+    figure.update_layout(
+        xaxis=_AXIS | {"title": {"text": title}, "showgrid": False, "range": [-0.5, len(candidates) - 0.5]},
+        yaxis={"domain": [(band + gap) / (plot + band + gap), 1]},
+    )
+    if levels:
+        figure.update_layout(
+            xaxis={"anchor": "y2"}, uniformtext={"mode": "hide", "minsize": 9}, barmode="overlay",
+            yaxis2=_AXIS | {"domain": [0, band / (plot + band + gap)], "range": [len(levels) - 0.5, -0.5]}
+            | {"tickvals": [(len(levels) - 1) / 2], "ticktext": ["scopes"], "showgrid": False, "fixedrange": True},
+        )  # fmt: skip
+    return figure
+
+
+def draw_sensitivities(candidates: Sequence[Candidate], tolerance: float | None = None) -> go.Figure | None:
+    """The `TOP` most sensitive candidates as bars: relative L2 error in percent of lowering that one alone."""
+    ranked = rank(candidates)[:TOP]
+    if not ranked:
+        return None
+    finite = [100 * c.sensitivity for c in ranked if c.sensitivity is not None and math.isfinite(c.sensitivity)]
+    longest = min(max(finite, default=0), _MOST) or 1.0
+    figure = _figure(height=90 + 22 * len(ranked))
+    hatch = {"shape": "/", "fillmode": "overlay", "solidity": 0.25, "size": 6}
+    for name, marker in (("culprit", {"color": CULPRIT, "pattern": hatch}), ("other", {"color": OTHER})):
+        rows = [(place, c) for place, c in enumerate(ranked) if c.culprit is (name == "culprit")]
+        figure.add_bar(
+            name=f"{name} ({len(rows)})", orientation="h", marker=marker,
+            y=[place for place, _ in rows], x=[_length(c, longest) for _, c in rows],
+            text=[units.percent(c.sensitivity) for _, c in rows], textposition="outside", cliponaxis=False,
+            hovertext=[_describe(c) for _, c in rows], hovertemplate="%{hovertext}<extra></extra>",
+        )  # fmt: skip
+    figure.update_layout(
+        barmode="overlay", bargap=0.3,
+        xaxis=_AXIS | {"title": {"text": "relative L2 error when lowered alone (%)"}, "range": [0, 1.25 * longest]},
+        yaxis=_AXIS | {"tickvals": list(range(len(ranked))), "ticktext": [label(c.key, 34) for c in ranked]}
+        | {"range": [len(ranked) - 0.5, -0.5], "showgrid": False},
+    )  # fmt: skip
+    if tolerance and 0 < 100 * tolerance < longest:
+        _draw_tolerance(figure, tolerance, x=100 * tolerance)
+    return figure
+
+
+def rank(candidates: Iterable[Candidate]) -> list[Candidate]:
+    """Candidates with a measured sensitivity, the most sensitive first, not finite before all."""
+    measured = [c for c in candidates if c.sensitivity is not None]
+    return sorted(measured, key=lambda c: (-_magnitude(c.sensitivity), c.key))
+
+
+def scope_levels(scopes: Sequence[str]) -> list[list[ScopePath]]:
+    """The scope of every candidate cut to 1, 2 .. `LEVELS` parts below what all share; levels without any are left out."""
+    paths = [tuple(part for part in scope.split("/") if part) for scope in scopes]
+    named = [path for path in paths if path]
+    shared = 0
+    while named and all(len(path) > shared + 1 and path[shared] == named[0][shared] for path in named):
+        shared += 1
+    deepest = max((len(path) for path in named), default=0)
+    depths = range(shared, min(deepest, shared + LEVELS))
+    return [[path[: depth + 1] if len(path) > depth else () for path in paths] for depth in depths]
+
+
+def _figure(height: int) -> go.Figure:
+    return go.Figure(
+        layout={
+            "template": "none", "height": height, "margin": {"l": 8, "r": 16, "t": 36, "b": 8}, "autosize": True,
+            "paper_bgcolor": "rgba(0,0,0,0)", "plot_bgcolor": "rgba(0,0,0,0)", "hovermode": "closest",
+            "font": {"family": "system-ui, sans-serif", "size": 12, "color": "#6b7580"}, "hoverlabel": {"align": "left"},
+            "legend": {"orientation": "h", "x": 0, "y": 1, "xanchor": "left", "yanchor": "bottom", "itemclick": "toggle"},
+            "showlegend": True, "dragmode": "zoom",
+        }
+    )  # fmt: skip
+
+
+def _draw_outcomes(figure: go.Figure, steps: Sequence[Step], height: Callable[[Step], float]) -> None:
+    for outcome, mark in _MARKS.items():
+        rows = [step for step in steps if step.outcome is outcome]
+        figure.add_scatter(
+            name=f"{outcome} ({units.count(len(rows))})", mode="markers", marker=mark, visible=True if rows else "legendonly",
+            x=[step.step for step in rows], y=[height(step) for step in rows],
+            hovertext=[_describe_step(step) for step in rows], hovertemplate="%{hovertext}<extra></extra>",
+        )  # fmt: skip
+
+
+def _draw_tolerance(figure: go.Figure, tolerance: float, *, x: float | None = None, y: float | None = None) -> None:
+    """A dashed line with its name, upright at `x` or level at `y`."""
+    line, text = {"color": QUIET, "width": 1.5, "dash": "dash"}, f"tolerance {units.percent(tolerance)}"
+    if x is not None:
+        figure.add_shape(type="line", line=line, x0=x, x1=x, y0=0, y1=1, yref="paper")
+        figure.add_annotation(text=text, showarrow=False, x=x, y=0, yref="paper", xanchor="left", yanchor="bottom")
+    else:
+        figure.add_shape(type="line", line=line, y0=y, y1=y, x0=0, x1=1, xref="paper")
+        figure.add_annotation(text=text, showarrow=False, x=1, xref="paper", y=y, xanchor="right", yanchor="bottom")
+
+
+def _draw_places(figure: go.Figure, candidates: Sequence[Candidate], scale: Scale) -> None:
+    places = list(enumerate(candidates))
+    others, culprits = ([(x, c) for x, c in places if c.culprit is chosen] for chosen in (False, True))
+    dot = {"symbol": "circle", "size": 5, "color": OTHER, "opacity": 0.6}
+    diamond = {"symbol": "diamond", "size": 11, "color": CULPRIT}
+    sides = _sides([x for x, _ in culprits], len(candidates))
+    styles: list[tuple[str, list[tuple[int, Candidate]], dict[str, Any]]] = [
+        ("other", others, {"mode": "markers", "marker": dot}),
+        ("culprit", culprits, {"mode": "markers+text", "marker": diamond, "textposition": sides}),
+    ]
+    for name, rows, style in styles:
+        figure.add_scatter(
+            name=f"{name} ({units.count(len(rows))})", x=[x for x, _ in rows], **style,
+            y=[scale.position(c.sensitivity) for _, c in rows],
+            text=[f"#{number}" for number in range(1, len(rows) + 1)] if name == "culprit" and len(rows) <= NUMBERED else None,
+            hovertext=[_describe(c) for _, c in rows], hovertemplate="%{hovertext}<extra></extra>",
+        )  # fmt: skip
+    drop = {"type": "line", "y0": 0, "y1": 1, "yref": "paper", "layer": "below"}
+    drop["line"] = {"color": CULPRIT, "width": 1, "dash": "dot"}
+    drops = [drop | {"x0": x, "x1": x} for x, _ in culprits]  # from each culprit through its scopes
+    figure.update_layout(yaxis=scale.axis("sensitivity (%, log)"), shapes=[*scale.bands(), *drops])
+
+
+def _sides(places: Sequence[int], total: int) -> list[str]:
+    """Where the number of each culprit stands: to the left if the next culprit is close on the right, or the edge is."""
+    pairs = zip(places, [*places[1:], total], strict=False)
+    return ["middle left" if after - place < 0.03 * total else "middle right" for place, after in pairs]
+
+
+def _draw_scopes(figure: go.Figure, candidates: Sequence[Candidate], scopes: Sequence[ScopePath], depth: int) -> None:
+    runs = [run for run in _runs(scopes) if run[2]]
+    guilty = [sum(candidates[i].culprit for i in range(start, stop)) for start, stop, _ in runs]
+    figure.add_bar(
+        orientation="h", yaxis="y2", showlegend=False, width=0.88, y=[depth] * len(runs),
+        base=[start - 0.5 for start, _, _ in runs], x=[stop - start for start, stop, _ in runs],
+        marker={"color": [_TINT_CULPRIT if bad else _TINTS[place % 2] for place, bad in enumerate(guilty)], "line": {"width": 0}},
+        text=[label(path[-1], 24) for _, _, path in runs], textposition="inside", insidetextanchor="middle", textangle=0,
+        hovertext=[
+            f"{label('/'.join(path), 90)}<br>{units.plural(stop - start, 'candidate')}, {units.plural(bad, 'culprit')}"
+            for (start, stop, path), bad in zip(runs, guilty, strict=True)
+        ],
+        hovertemplate="%{hovertext}<extra></extra>",
+    )  # fmt: skip
+
+
+def _runs(scopes: Sequence[ScopePath]) -> list[tuple[int, int, ScopePath]]:
+    """Neighbours of one scope as (start, stop, scope)."""
+    runs, start = [], 0
+    for scope, members in groupby(scopes):
+        stop = start + sum(1 for _ in members)
+        runs.append((start, stop, scope))
+        start = stop
+    return runs
+
+
+def _describe_step(step: Step) -> str:
+    value = _NO_VALUE if step.value is None else units.percent(step.value)
+    cached = ", from cache" if step.cached else ""
+    return f"step {step.step}: {step.outcome}{cached}<br>{value}<br>{label(step.candidate, 90)}"
+
+
+def _describe(candidate: Candidate) -> str:
+    value = "not measured" if candidate.sensitivity is None else units.percent(candidate.sensitivity)
+    state = "culprit, " if candidate.culprit else "undecided, " if candidate.undecided else ""
+    return f"{label(candidate.key, 90)}<br>{state}{label(candidate.op_type) or 'op unknown'}<br>{value}"
+
+
+def _lane(value: float | None) -> str | None:
+    """The lane of a value without a logarithm; None for the others."""
+    if value is None:
+        return _NO_VALUE
+    if not math.isfinite(value):
+        return units.NOT_FINITE
+    return _ZERO if value <= 0 else None
+
+
+def _log(value: float) -> float:
+    """The logarithm, kept off the ends of what a float holds, where ticks would overflow."""
+    return math.log10(min(max(value, 1 / _MOST), _MOST))
+
+
+def _length(candidate: Candidate, longest: float) -> float:
+    return min(100 * _magnitude(candidate.sensitivity), longest)
+
+
+def _magnitude(value: float | None) -> float:
+    """NaN counts as infinite."""
+    return math.inf if value is None or math.isnan(value) else abs(value)

@@ -1,0 +1,166 @@
+"""A session folder to one offline HTML file: the shell that every verb shares, and which view fills it.
+
+The file asks the network for nothing: style, script, data and plotly.js (deflated) are in it, and its content security
+policy lets exactly those scripts run, so that a name from a model stays text whatever is in it.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+import os
+import shlex
+import zlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import plotly.graph_objects as go
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup, escape
+from plotly.offline import get_plotlyjs
+
+from harness.errors import UsageError
+from harness.record import Session
+from reports import bisection, schema, units
+
+VIEWS: dict[str, ModuleType] = {"bisect": bisection}  # verb -> module with TEMPLATE, read(session) -> view with draw()
+
+
+@dataclass(frozen=True)
+class Library:
+    """plotly.js as it goes into a page: deflated, base64, and the hash of its text for the content security policy."""
+
+    deflated: str
+    digest: str
+
+
+@dataclass(frozen=True)
+class Facts:
+    """One group of the manifest, flattened to (name, value) texts."""
+
+    title: str
+    rows: list[tuple[str, str]]
+
+
+def render(session: Session) -> str:
+    """The page of a session as HTML text; the same folder gives the same text.
+
+    Raises ArtifactMissing or ParseError if the manifest is, UsageError if its verb has no page. Whatever else is missing
+    is said on the page.
+    """
+    manifest = session.read_json("manifest.json")
+    verb = manifest.get("verb")
+    if not isinstance(verb, str) or verb not in VIEWS:
+        raise UsageError(f"{session.folder / 'manifest.json'}: verb: expected one of {', '.join(VIEWS)}, got {verb!r}")
+    view = VIEWS[verb].read(session)
+    drawn = {name: _embed(figure) for name, figure in view.draw().items()}
+    environment = _environment()
+    script = _source(environment, "page.js")
+    return environment.get_template(VIEWS[verb].TEMPLATE).render(
+        view=view,
+        drawn=drawn,
+        library=_library() if drawn else None,
+        style=Markup(_source(environment, "style.css")),  # our own file
+        script=Markup(script),  # our own file
+        digest=_digest(script),
+        manifest=manifest,
+        command=command(manifest),
+        facts=group(manifest),
+    )
+
+
+def write(session: Session) -> Path:
+    """Write report.html into the session folder, whole or not at all, and return its path."""
+    path = session.folder / "report.html"
+    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    part.write_text(render(session), encoding="utf-8", newline="\n")
+    part.replace(path)
+    return path
+
+
+def command(manifest: Mapping[str, Any]) -> str:
+    """The command line, quoted so that a shell takes it back."""
+    return shlex.join(["probe", *schema.texts(manifest.get("argv"))])
+
+
+def group(manifest: Mapping[str, Any]) -> list[Facts]:
+    """Everything in a manifest but its command line: the plain fields first, then a group for each object in it."""
+    plain = {key: value for key, value in manifest.items() if key != "argv" and not _is_table(value)}
+    nested = {key: value for key, value in manifest.items() if _is_table(value)}
+    groups = [Facts("run", _flatten(plain)), *(Facts(key, _flatten(value)) for key, value in nested.items())]
+    return [facts for facts in groups if facts.rows]
+
+
+def _is_table(value: Any) -> bool:
+    return isinstance(value, Mapping) or (isinstance(value, list) and bool(value) and isinstance(value[0], Mapping))
+
+
+def _flatten(value: Any, prefix: str = "") -> list[tuple[str, str]]:
+    if isinstance(value, Mapping):
+        return [row for key, item in value.items() for row in _flatten(item, f"{prefix}.{key}" if prefix else str(key))]
+    if _is_table(value):
+        return [(str(number), _in_line(item)) for number, item in enumerate(value, 1)]
+    return [(prefix, _text(prefix, value))]
+
+
+def _in_line(item: Any) -> str:
+    return ", ".join(f"{key} {value}" for key, value in _flatten(item)) if isinstance(item, Mapping) else str(item)
+
+
+def _text(name: str, value: Any) -> str:
+    if value is None:
+        return units.ABSENT
+    if name.endswith("bytes") and (number := schema.real(value)) is not None:
+        return f"{units.size(number)} ({units.count(number)} bytes)"
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+
+
+def breakable(text: str) -> Markup:
+    """Escaped text that may be broken after a slash; copied, it is the same text."""
+    return Markup(str(escape(units.visible(text))).replace("/", "/<wbr>"))  # escaped
+
+
+def _environment() -> Environment:
+    environment = Environment(
+        loader=PackageLoader("reports"), autoescape=True, undefined=StrictUndefined, finalize=_finalize,
+        trim_blocks=True, lstrip_blocks=True,
+    )  # fmt: skip
+    environment.globals["units"] = units
+    environment.filters["breakable"] = breakable
+    return environment
+
+
+def _finalize(value: Any) -> Any:
+    """Every text that a template shows passes here: control and reordering characters become visible escapes."""
+    return units.visible(value) if isinstance(value, str) and not isinstance(value, Markup) else value
+
+
+def _source(environment: Environment, name: str) -> str:
+    loader = environment.loader
+    assert loader is not None
+    return loader.get_source(environment, name)[0].strip()
+
+
+def _embed(figure: go.Figure) -> Markup:
+    """A figure as JSON that cannot end the script element around it."""
+    content = figure.to_json()
+    assert content is not None
+    for character in "<>&":
+        content = content.replace(character, f"\\u{ord(character):04x}")
+    return Markup(content)  # no character of HTML is left in it
+
+
+@cache
+def _library() -> Library:
+    source = get_plotlyjs().replace("\r\n", "\n")
+    return Library(base64.b64encode(zlib.compress(source.encode(), 9)).decode("ascii"), _digest(source))
+
+
+def _digest(script: str) -> str:
+    """As a content security policy names an inline script."""
+    return f"sha256-{base64.b64encode(hashlib.sha256(script.encode()).digest()).decode('ascii')}"
