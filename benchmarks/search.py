@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import importlib.util
 import logging
 import math
 import random
@@ -23,6 +24,7 @@ from harness.record import Answer, Outcome
 from probes.search import Found, Query, drive, smallest_kept
 
 N = 1000
+HAS_PICIRE = importlib.util.find_spec("picire") is not None  # without it the ddmin column stays empty
 Planted = list[frozenset[int]]  # minimal failing sets: a query that holds one of them fails
 
 
@@ -168,7 +170,7 @@ def planted_row(case: Case, seeds: int) -> Iterator[str]:
         bisection, reduction = planted(faults), planted(faults)
         assert len(bisect_each(bisection, N)) == case.culprits
         each.append(bisection.evaluations)
-        if case.peers and case.culprits:
+        if case.peers and case.culprits and HAS_PICIRE:
             assert len(ddmin(reduction, N)) == case.culprits
             peer.append(reduction.evaluations)
     yield case.name

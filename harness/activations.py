@@ -40,12 +40,13 @@ def feeds_as(inputs: Sequence[ValueInfoProto], feeds: Feeds, reader: str) -> dic
 
 
 def sweep(
-    model: Model, samples: Sequence[Feeds], names: Iterable[str], dtypes: Mapping[str, int] | None = None
+    model: Model, samples: Sequence[Feeds], names: Iterable[str], dtypes: Mapping[str, int] | None = None,
+    sizes: Mapping[str, int] | None = None,
 ) -> Iterator[tuple[int, dict[str, np.ndarray]]]:  # fmt: skip
     """Yield (index of the sample, values by name) until every tensor named has come once for every sample.
 
     Names may be those of node outputs, inputs and initialisers; tensors that are not numbers are passed over. Nothing
-    is optimised away. Raises UsageError if a sample lacks an input, RunFailed if ONNX Runtime does not run the model.
+    is optimised away. `dtypes` and `sizes` (elements) save the runs that find them out. Raises UsageError if a sample lacks an input, RunFailed if ONNX Runtime does not run the model.
     """
     dtypes = tensor_types(model) if dtypes is None else dtypes
     samples = [feeds_as(model.inputs, feeds, str(model.path)) for feeds in samples]
@@ -57,8 +58,9 @@ def sweep(
     wanted = [name for name in names if name in made]
     if not wanted or not samples:
         return
-    largest = max(samples, key=lambda feeds: sum(array.size for array in feeds.values()))
-    for chunk in _chunks(wanted, _sizes(model, largest, wanted)):
+    if sizes is None:
+        sizes = _sizes(model, max(samples, key=lambda feeds: sum(array.size for array in feeds.values())), wanted)
+    for chunk in chunks(wanted, sizes):
         runner = Runner(_fetching(model, chunk), model.weights, optimise=False, prepack=False)
         for index, feeds in enumerate(samples):
             yield index, dict(zip(chunk, runner.run(feeds), strict=True))
@@ -128,7 +130,8 @@ def _sizes(model: Model, feeds: Feeds, names: Sequence[str]) -> dict[str, int]:
     return {name: int(value) for name, value in zip(names, values, strict=True)}
 
 
-def _chunks(names: Iterable[str], sizes: Mapping[str, int]) -> Iterator[list[str]]:
+def chunks(names: Iterable[str], sizes: Mapping[str, int]) -> Iterator[list[str]]:
+    """Part the tensors so that those of one part hold at most CHUNK_ELEMENTS together (or are one alone)."""
     chunk: list[str] = []
     total = 0
     for name in names:

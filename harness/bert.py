@@ -7,6 +7,7 @@ size, N heads, H = E / N head size, F intermediate size.
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -26,7 +27,7 @@ LayerNorm = Literal["decomposed", "fused"]
 
 INPUTS = ("input_ids", "token_type_ids", "attention_mask")
 OUTPUT = "last_hidden_state"
-OPSETS = range(13, 24)
+OPSETS = range(13, onnx.defs.onnx_opset_version() + 1)
 ACTIVATIONS: dict[str, Activation] = {
     "gelu": "gelu_erf", "gelu_new": "gelu_tanh", "gelu_pytorch_tanh": "gelu_tanh", "gelu_fast": "gelu_tanh",
 }  # fmt: skip
@@ -204,15 +205,15 @@ class _Graph:
         self.model = onnx.ModelProto(
             ir_version=helper.find_min_ir_version_for(imports), opset_import=imports, producer_name="probe"
         )
-        self.graph = self.model.graph
-        self.graph.name = "bert"
+        self.proto = self.model.graph
+        self.proto.name = "bert"
         self._names: set[str] = set()
 
     def constant(self, name: str, array: Any) -> str:
         """An initialiser; the first array given under a name stays."""
         if name not in self._names:
             self._names.add(name)
-            self.graph.initializer.add().CopyFrom(numpy_helper.from_array(np.asarray(array), name))
+            self.proto.initializer.add().CopyFrom(numpy_helper.from_array(np.asarray(array), name))
         return name
 
     def scalar(self, value: float) -> str:
@@ -221,17 +222,16 @@ class _Graph:
     def integers(self, *values: int) -> str:
         return self.constant("ints_" + "_".join(map(str, values)), np.array(values, np.int64))
 
-    def op(self, op_type: str, scope: str, *inputs: str, output: str | None = None, **attributes: Any) -> str:
+    def op(self, op_type: str, scope: str, *inputs: str, **attributes: Any) -> str:
         """Append a node; returns the name of its output."""
-        return self.split(op_type, scope, *inputs, outputs=[output] if output else None, **attributes)[0]
+        return self.split(op_type, scope, *inputs, count=1, **attributes)[0]
 
-    def split(self, op_type: str, scope: str, *inputs: str, outputs: list[str] | None = None, count: int = 1,
-              **attributes: Any) -> list[str]:  # fmt: skip
-        """Append a node with several outputs; returns their names."""
+    def split(self, op_type: str, scope: str, *inputs: str, count: int, **attributes: Any) -> list[str]:
+        """Append a node with `count` outputs; returns their names."""
         name = next(n for n in _numbered(f"{scope}/{op_type}") if n not in self._names)
         self._names.add(name)
-        outputs = outputs or [f"{name}_output_{i}" for i in range(count)]
-        self.graph.node.append(helper.make_node(op_type, inputs, outputs, name=name, **attributes))
+        outputs = [f"{name}_output_{i}" for i in range(count)]
+        self.proto.node.append(helper.make_node(op_type, inputs, outputs, name=name, **attributes))
         return outputs
 
     def mean(self, scope: str, x: str) -> str:
@@ -241,11 +241,9 @@ class _Graph:
 
 
 def _numbered(name: str) -> Iterator[str]:
+    """name, name_1, name_2, ..."""
     yield name
-    number = 0
-    while True:
-        number += 1
-        yield f"{name}_{number}"
+    yield from (f"{name}_{number}" for number in itertools.count(1))
 
 
 def build_onnx(config: BertConfig, weights: Weights, *, opset: int = 17, layer_norm: LayerNorm = "decomposed",
@@ -266,8 +264,8 @@ def build_onnx(config: BertConfig, weights: Weights, *, opset: int = 17, layer_n
     graph = _Graph(opset)
     _Bert(config, weights, graph, fused_norm=layer_norm == "fused", merged_qkv=merged_qkv).build(mask_value)
     ids = [helper.make_tensor_value_info(name, TensorProto.INT64, ["B", "S"]) for name in INPUTS]
-    graph.graph.input.extend(ids)
-    graph.graph.output.append(helper.make_tensor_value_info(OUTPUT, TensorProto.FLOAT, ["B", "S", config.hidden_size]))
+    graph.proto.input.extend(ids)
+    graph.proto.output.append(helper.make_tensor_value_info(OUTPUT, TensorProto.FLOAT, ["B", "S", config.hidden_size]))
     return graph.model
 
 
@@ -286,7 +284,7 @@ class _Bert:
         x = self.embeddings()
         for layer in range(self.config.layers):
             x = self.layer(x, mask, f"/encoder/layer.{layer}")
-        self.graph.graph.node[-1].output[0] = OUTPUT  # the last LayerNorm (or the embeddings' one) makes the output
+        self.graph.proto.node[-1].output[0] = OUTPUT  # the last LayerNorm (or the embeddings' one) makes the output
 
     def weight(self, name: str) -> str:
         return self.graph.constant(name, self.weights[name])

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from itertools import permutations
 
 import numpy as np
+import onnx
 
-from harness.activations import CHUNK_ELEMENTS, FLOATS, NUMERIC, sweep, tensor_types
+from harness.activations import FLOATS, NUMERIC, chunks, sweep, tensor_types
 from harness.errors import UsageError
 from harness.halves import explicit_halves
 from harness.model import Model
@@ -20,6 +22,7 @@ from harness.weaving import Fabric, Link, Region, weave
 CLOSE = 0.2  # relative L2 difference up to which contents may mean the same
 DOUBTED = 0.1  # how much closer another tensor must be before a common name is not believed
 SKETCH = 256  # numbers kept of a tensor to compare contents
+SAMPLE = 2**16  # elements of a large tensor that its sketch is made of
 COMMUTATIVE = frozenset({"Add", "And", "Equal", "Max", "Mean", "Min", "Mul", "Or", "Sum", "Xor"})
 
 
@@ -138,15 +141,26 @@ def _observe(model: Model, samples: Sequence[Feeds], types: Mapping[str, int]) -
 def sketch(array: np.ndarray) -> np.ndarray:
     """float64[SKETCH] whose distances estimate those of the arrays (within some 10 %; exact up to SKETCH elements).
 
-    Every element is added, with a random sign, to one of SKETCH sums. What is not finite counts as 0.
+    Every element, of large arrays of some drawn at random, is added with a random sign to one of SKETCH sums. What is
+    not finite counts as 0.
     """
-    flat = np.nan_to_num(array.reshape(-1).astype(np.float64), nan=0.0, posinf=0.0, neginf=0.0)
-    rows = -(-flat.size // SKETCH)
-    padded = np.zeros(rows * SKETCH)
-    padded[: flat.size] = flat
-    signs = 1 - 2 * np.random.default_rng(0).integers(0, 2, padded.size, dtype=np.int8)
-    sums: np.ndarray = (padded * signs).reshape(rows, SKETCH).sum(axis=0)
+    flat = array.reshape(-1)
+    if flat.size > SAMPLE:
+        flat = flat[_drawn(flat.size)]
+    padded = np.zeros(SAMPLE)
+    padded[: flat.size] = np.nan_to_num(flat.astype(np.float64), nan=0.0, posinf=0.0, neginf=0.0)
+    sums: np.ndarray = np.einsum("rk,rk->k", padded.reshape(-1, SKETCH), _signs())
     return sums
+
+
+@lru_cache(maxsize=64)
+def _drawn(size: int) -> np.ndarray:
+    return np.random.default_rng(0).integers(0, size, SAMPLE)
+
+
+@lru_cache(maxsize=1)
+def _signs() -> np.ndarray:
+    return 1.0 - 2.0 * np.random.default_rng(1).integers(0, 2, (SAMPLE // SKETCH, SKETCH))
 
 
 def _alike(ours: _Seen, theirs: _Seen) -> bool:
@@ -186,25 +200,30 @@ def _add_operands(links: dict[str, Link], model: Model, good: Model, seen: Mappi
     todo = list(links.values())
     for link in todo:  # grows while it is read
         ours, theirs = makers.get(link.ours), good_makers.get(link.theirs)
-        if ours is None or theirs is None or (ours.op_type, len(ours.input)) != (theirs.op_type, len(theirs.input)):
+        if ours is None or theirs is None or ours.op_type != theirs.op_type:
             continue
-        for mine, other in _operands(ours.op_type, ours.input, theirs.input, seen, good_seen):
+        for mine, other in _counterparts(ours, theirs, seen, good_seen):
             if mine in makers and mine not in links and mine in seen and other in good_seen and _alike(seen[mine], good_seen[other]):
                 links[mine] = Link(mine, other, "structure", _distance(seen[mine], good_seen[other]))
                 todo.append(links[mine])
 
 
-def _operands(op_type: str, ours: Sequence[str], theirs: Sequence[str], seen: Mapping[str, _Seen],
-              good_seen: Mapping[str, _Seen]) -> Iterable[tuple[str, str]]:  # fmt: skip
-    """Operands that correspond: by position, or as is closest where the order does not matter."""
-    if op_type not in COMMUTATIVE or len(ours) != 2:
-        return zip(ours, theirs, strict=True)
+def _counterparts(ours: onnx.NodeProto, theirs: onnx.NodeProto, seen: Mapping[str, _Seen],
+                  good_seen: Mapping[str, _Seen]) -> Iterator[tuple[str, str]]:  # fmt: skip
+    """Inputs and outputs that correspond: by position, or as is closest where the order does not matter."""
+    if len(ours.output) == len(theirs.output):
+        yield from zip(ours.output, theirs.output, strict=True)
+    if len(ours.input) != len(theirs.input):
+        return
+    if ours.op_type not in COMMUTATIVE or len(ours.input) != 2:
+        yield from zip(ours.input, theirs.input, strict=True)
+        return
 
     def apart(order: Iterable[str]) -> float:
-        pairs = [(seen.get(a), good_seen.get(b)) for a, b in zip(ours, order, strict=True)]
+        pairs = [(seen.get(a), good_seen.get(b)) for a, b in zip(ours.input, order, strict=True)]
         return sum(_distance(a, b) if a and b and _alike(a, b) else 1.0 for a, b in pairs)
 
-    return zip(ours, min(permutations(theirs), key=apart), strict=True)
+    yield from zip(ours.input, min(permutations(theirs.input), key=apart), strict=True)
 
 
 def _add_contents(links: dict[str, Link], made: Sequence[str], good_made: Sequence[str], seen: Mapping[str, _Seen],
@@ -256,42 +275,31 @@ def _errors(model: Model, good: Model, samples: Sequence[Feeds], links: Iterable
     types = {name: tensor.dtype for name, tensor in seen.items()}
     floats = [link for link in links if types.get(link.ours) in FLOATS and good_types.get(link.theirs) in FLOATS]
     squares = {link.ours: np.zeros(2) for link in floats}  # of the difference, of GOOD's tensor
-    for part in _parts(floats, seen):
-        theirs = {(index, name): value for index, values in sweep(good, samples, [link.theirs for link in part], good_types)
+    sizes = {link.ours: sum(math.prod(shape) for shape in seen[link.ours].shapes) for link in floats}
+    partners = {link.ours: link.theirs for link in floats}
+    good_sizes = {link.theirs: sizes[link.ours] for link in floats}
+    for names in chunks(partners, sizes):
+        partner = {name: partners[name] for name in names}
+        theirs = {(index, name): value
+                  for index, values in sweep(good, samples, partner.values(), good_types, good_sizes)
                   for name, value in values.items()}  # fmt: skip
-        partner = {link.ours: link.theirs for link in part}
-        for index, values in sweep(model, samples, list(partner), types):
+        for index, values in sweep(model, samples, partner, types, sizes):
             for name, value in values.items():
                 squares[name] += _squares(value, theirs[index, partner[name]])
     return {name: _relative(*np.sqrt(both).tolist()) for name, both in squares.items()}
-
-
-def _parts(links: Sequence[Link], seen: Mapping[str, _Seen]) -> Iterable[list[Link]]:
-    part: list[Link] = []
-    total = 0
-    for link in links:
-        size = sum(math.prod(shape) for shape in seen[link.ours].shapes)
-        if part and total + size > CHUNK_ELEMENTS:
-            yield part
-            part, total = [], 0
-        part.append(link)
-        total += size
-    if part:
-        yield part
 
 
 def _squares(ours: np.ndarray, theirs: np.ndarray) -> np.ndarray:
     """[squared L2 norm of the difference, of `theirs`]; inf if they differ where one is not finite."""
     if ours.shape != theirs.shape:
         return np.array([np.inf, 1.0])
-    ours, theirs = ours.astype(np.float64).reshape(-1), theirs.astype(np.float64).reshape(-1)
+    ours, theirs = (a.reshape(-1).astype(np.result_type(a, np.float32), copy=False) for a in (ours, theirs))
     finite = np.isfinite(ours) & np.isfinite(theirs)
     if not finite.all():
         if not np.array_equal(ours[~finite], theirs[~finite], equal_nan=True):
             return np.array([np.inf, 1.0])
         ours, theirs = ours[finite], theirs[finite]
-    difference = ours - theirs
-    return np.array([difference @ difference, theirs @ theirs])
+    return np.array([np.einsum("i,i", a, a, dtype=np.float64) for a in (ours - theirs, theirs)])
 
 
 def _pairs(model: Model, links: Sequence[Link], regions: Iterable[Region], errors: Mapping[str, float],

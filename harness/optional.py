@@ -36,7 +36,7 @@ LIBRARIES: dict[str, Library] = {
             "pip install 'probe-trt[trt-rtx]'",
             stand_in="tensorrt_rtx_bindings",  # the wheel that tensorrt_rtx re-exports
         ),
-        Library("polygraphy", "for its TensorRT loaders and runners", "pip install polygraphy"),
+        Library("polygraphy", "to read Polygraphy's JSON inputs", "pip install polygraphy"),
         Library("cupy", "to run CUDA kernels (NVRTC)", "pip install 'probe-trt[gpu]'"),
         Library("pycuda", "to run CUDA kernels (nvcc)", "pip install 'probe-trt[gpu]'"),
         Library("nvtx", "to mark builds and launches in the profiler's timeline", "pip install 'probe-trt[gpu]'"),

@@ -24,15 +24,19 @@ from harness.errors import (
     EXIT_INTERRUPTED,
     EXIT_USAGE,
     ProbeError,
+    UsageError,
 )
+from probes.bisect_options import bisect_options, to_settings
 
 if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
 
+    from harness.record import Session
     from probes.doctoring import Check
 
 EXIT_BROKEN_PIPE = 141  # what a shell shows for a program whose reader went away (128 + SIGPIPE)
+MOST_ROWS = 40  # of culprits on the screen
 PIPE_WIDTH = 160  # columns, where the output is not a terminal
 
 
@@ -75,6 +79,56 @@ def _doctor_table(checks: Sequence[Check]) -> Table:
         for check in checks
     )  # fmt: skip
     return table(("what", "here", "version", "what for", "note, or the line that installs it"), rows)
+
+
+@probe.command()
+@bisect_options
+@json_option
+def bisect(out: Path | None, resume: Path | None, json_file: Path | None, **values: Any) -> int:
+    """Find the smallest set of nodes that is to blame, proven minimal, with a repaired model and a report.
+
+    \b
+    probe bisect model.onnx --inputs real.npz          which nodes must stay in FP32?
+    probe bisect model.onnx --fault finite             which nodes make NaN or Inf?
+    probe bisect edited.onnx --fault compare --good original.onnx
+    probe bisect model.onnx --fault build --backend trt-rtx
+    probe bisect model.onnx --fault check --check 'python test.py {model}'
+
+    Exit codes: 0 nothing to blame, 1 culprits found, 2 usage, 125 undecided, 130 interrupted.
+    """
+    from probes import bisecting
+
+    if resume is not None and (values["model"] is not None or out is not None):
+        raise UsageError("--resume takes the model and all options from the session", hint=f"probe bisect --resume {resume}")
+    with progress("bisecting") as tell:
+        if resume is not None:
+            bisection = bisecting.resume(resume, tell)
+        else:
+            bisection = bisecting.start(to_settings(values), out, tell)
+    deliver(bisection.result, json_file, lambda: _bisect_screen(bisection.session))
+    return bisection.exit_code
+
+
+def _bisect_screen(session: Session) -> Iterable[Any]:
+    """The verdict, the culprits, and where everything lies."""
+    from reports import bisection as told
+    from reports import units
+
+    run = told.read(session)
+    yield run.headline
+    yield run.facts
+    if run.culprits:
+        shown = run.culprits[:MOST_ROWS]
+        rows = ((c.node, c.op_type, c.scope, "" if c.sensitivity is None else units.percent(c.sensitivity)) for c in shown)
+        yield table(("node", "op", "scope", "error if alone"), rows)
+        if len(shown) < len(run.culprits):
+            yield f"{len(shown)} of {len(run.culprits)} shown; all of them are in the report"
+    if undecided := run.texts("undecided"):
+        yield f"{len(undecided)} could not be judged: {', '.join(undecided[:3])}{' ...' if len(undecided) > 3 else ''}"
+    yield from run.texts("notes")
+    if model_out := run.text("model_out"):
+        yield f"model:  {session.folder / model_out}"
+    yield f"report: {session.folder / 'report.html'}"
 
 
 def table(headers: Sequence[str], rows: Iterable[Sequence[str]]) -> Table:

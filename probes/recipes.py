@@ -16,13 +16,13 @@ from harness import model as models
 from harness.building import BuildOptions
 from harness.emulate import Emulation, lowerable
 from harness.errors import ProbeError, UsageError
-from harness.hybrid import Hybrid, match
+from harness.hybrid import Hybrid
+from harness.matching import match
 from harness.mixed import mixed_model
 from harness.model import Model
 from harness.precision import Precision
 from harness.record import Answer, Outcome
 from harness.runtime import RunFailed
-from harness.tracing import Sanitised
 from harness.workers import Evaluate, Query, Recipe
 from probes import verdicts
 
@@ -70,6 +70,8 @@ class LeftAsIs:
     threads: int = 0
 
     def prepare(self) -> Evaluate:
+        from harness.tracing import Sanitised
+
         sanitised = Sanitised(models.load(self.model), threads=self.threads)
         feeds = inputs.load_samples(self.samples)
 

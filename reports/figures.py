@@ -193,7 +193,7 @@ def _figure(height: int) -> go.Figure:
         layout={
             "template": "none", "height": height, "margin": {"l": 8, "r": 16, "t": 36, "b": 8}, "autosize": True,
             "paper_bgcolor": "rgba(0,0,0,0)", "plot_bgcolor": "rgba(0,0,0,0)", "hovermode": "closest",
-            "font": {"family": "system-ui, sans-serif", "size": 12, "color": "#6b7580"}, "hoverlabel": {"align": "left"},
+            "font": {"family": "system-ui, sans-serif", "size": 12, "color": "#6b7580"}, "hoverlabel": {"align": "left", "font": {"family": "system-ui, sans-serif"}},
             "legend": {"orientation": "h", "x": 0, "y": 1, "xanchor": "left", "yanchor": "bottom", "itemclick": "toggle"},
             "showlegend": True, "dragmode": "zoom",
         }

@@ -94,6 +94,7 @@
     for (const plot of plots) {
       const { data, layout } = JSON.parse(byId(plot.dataset.figure).textContent);
       plot.replaceChildren();
+      plot.style.height = `${layout.height}px`; // else plotly.js takes the box's own height when the window is resized
       await Plotly.newPlot(plot, data, layout, options);
     }
     const fit = () => plots.forEach((plot) => Plotly.Plots.resize(plot));

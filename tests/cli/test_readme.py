@@ -55,7 +55,7 @@ def test_the_address_of_the_repository_is_to_be_filled_in_at_one_place():
 def test_the_command_works_on_a_fresh_clone(repository, tmp_path, name):
     if os.environ.get("PROBE_README_RUNS") == name:
         pytest.skip("this command is what is running these tests")
-    # A fresh machine: no environment active, no options for pytest, and no HOME to find settings in.
+    # A fresh machine: no environment active, no options for pytest.
     ours = ("VIRTUAL_ENV", "PYTHONPATH", "PYTEST_ADDOPTS", "PYTEST_CURRENT_TEST", "PROBE_README_RUNS")
     env = {key: value for key, value in os.environ.items() if key not in ours}
     done = subprocess.run(

@@ -2,28 +2,19 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import numpy as np
 import onnx
 import onnxruntime as ort
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from onnx import TensorProto, helper, numpy_helper
+from onnx import TensorProto, helper
+from small_models import if_model, make_model, random_models
 
 from harness.emulate import Emulation, lowerable
 from harness.errors import UsageError
-from harness.model import Model, from_proto
+from harness.model import Model
 from harness.precision import Lowering, Precision
-
-
-def make_model(nodes, inputs, outputs, constants, opset=17) -> Model:
-    graph = helper.make_graph(nodes, "g", [helper.make_tensor_value_info(n, t, s) for n, t, s in inputs],
-                              [helper.make_tensor_value_info(n, t, None) for n, t in outputs],
-                              [numpy_helper.from_array(a, n) for n, a in constants.items()])  # fmt: skip
-    proto = helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)], ir_version=8)
-    return from_proto(proto, Path("test.onnx"))
 
 
 def evaluate_slowly(model: Model, feeds, lowered, precision=Precision.FP16):
@@ -51,46 +42,6 @@ def run_node(node, args, opset):
     proto = helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)], ir_version=8)
     session = ort.InferenceSession(proto.SerializeToString(), providers=["CPUExecutionProvider"])
     return session.run(None, {f"i{k}": a for k, a in enumerate(args) if a is not None})
-
-
-UNARY = ["Relu", "Neg", "Abs", "Exp", "Sigmoid", "Identity"]
-BINARY = ["Add", "Mul", "Sub", "Div", "Max"]
-
-
-@st.composite
-def random_models(draw):
-    """Small graphs with several readers per tensor, exact and inexact operators, weights, several outputs."""
-    rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
-    constants: dict[str, np.ndarray] = {}
-    nodes, tensors = [], ["x"]
-    for index in range(draw(st.integers(1, 9))):
-        kind = draw(st.sampled_from(["unary", "binary", "scale", "matmul", "split", "transpose"]))
-        source, out = draw(st.sampled_from(tensors)), f"t{index}"
-        name = f"node{index}"
-        if kind == "unary":
-            nodes.append(helper.make_node(draw(st.sampled_from(UNARY)), [source], [out], name=name))
-        elif kind == "binary":
-            nodes.append(helper.make_node(draw(st.sampled_from(BINARY)), [source, draw(st.sampled_from(tensors))], [out], name=name))
-        elif kind == "scale":  # large and tiny factors: overflow and underflow happen
-            constants[f"c{index}"] = np.float32(10.0 ** draw(st.integers(-8, 6)) * 1.2345)
-            nodes.append(helper.make_node("Mul", [source, f"c{index}"], [out], name=name))
-        elif kind == "matmul":
-            constants[f"w{index}"] = rng.standard_normal((4, 4)).astype(np.float32)
-            nodes.append(helper.make_node("MatMul", [source, f"w{index}"], [out], name=name))
-        elif kind == "split":
-            nodes.append(helper.make_node("Split", [source], [out, f"{out}b"], name=name, axis=0))
-            nodes.append(helper.make_node("Concat", [f"{out}b", out], [f"{out}c"], name=f"{name}c", axis=0))
-            tensors.append(f"{out}c")
-            continue
-        else:
-            nodes.append(helper.make_node("Transpose", [source], [out], name=name, perm=[1, 0]))
-        tensors.append(out)
-    made = tensors[1:]
-    outputs = sorted(set(draw(st.lists(st.sampled_from(made), min_size=1, max_size=3))))
-    model = make_model(nodes, [("x", TensorProto.FLOAT, [4, 4])], [(o, TensorProto.FLOAT) for o in outputs], constants)
-    lowered = draw(st.sets(st.sampled_from(range(len(model.nodes)))))
-    feeds = {"x": (rng.standard_normal((4, 4)) * 10.0 ** rng.integers(-2, 3)).astype(np.float32)}
-    return model, feeds, lowered
 
 
 @settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck))
@@ -142,18 +93,6 @@ def test_weights_are_rounded_with_their_reader():
         x = np.ones((1, 64), np.float32)
         assert emulation.run({"x": x}, [])[0][0, 0] == np.float32(64 * (1 + 2**-12))
         assert emulation.run({"x": x}, [0])[0][0, 0] == 64.0
-
-
-def if_model() -> Model:
-    """y = If(c) {x * 6e4 * 1e-4} else {x + bias}, with a captured tensor and a constant inside."""
-    inner = helper.make_graph(
-        [helper.make_node("Constant", [], ["up"], value=numpy_helper.from_array(np.float32(6e4))),
-         helper.make_node("Mul", ["h", "up"], ["big"]), helper.make_node("Mul", ["big", "down"], ["then_y"])],
-        "then", [], [helper.make_tensor_value_info("then_y", TensorProto.FLOAT, None)], [numpy_helper.from_array(np.float32(1e-4), "down")])  # fmt: skip
-    other = helper.make_graph([helper.make_node("Add", ["h", "bias"], ["else_y"])], "else", [],
-                              [helper.make_tensor_value_info("else_y", TensorProto.FLOAT, None)])  # fmt: skip
-    nodes = [helper.make_node("Identity", ["x"], ["h"], name="in"), helper.make_node("If", ["c"], ["y"], name="branch", then_branch=inner, else_branch=other)]
-    return make_model(nodes, [("x", TensorProto.FLOAT, [2]), ("c", TensorProto.BOOL, [])], [("y", TensorProto.FLOAT)], {"bias": np.float32(1 + 2**-12)})
 
 
 @pytest.mark.parametrize("lowered,then,other", [((), 60.0, 11 + 2**-12), ((1,), np.inf, 11.0), ((0,), 60.0, 11 + 2**-12)])

@@ -16,7 +16,7 @@ from reports import figures
 from reports.schema import Candidate, Step
 
 VALUES = st.one_of(st.none(), st.floats(), st.sampled_from([0.0, 5e-324, 1e308, math.inf, -math.inf, math.nan, 0.01]))
-FEW = settings(max_examples=25, deadline=None)
+FEW = settings(max_examples=25, deadline=None, derandomize=True)
 
 
 def points(figure, *names):
@@ -146,6 +146,7 @@ def test_sensitivities_are_ranked_and_cut():
     assert "%" in figure.layout.xaxis.title.text
 
 
+@settings(deadline=None, derandomize=True)
 @given(st.one_of(st.text(), st.sampled_from(HOSTILE)), st.integers(5, 80))
 def test_labels_are_inert_and_short(name, width):
     label = figures.label(name, width)

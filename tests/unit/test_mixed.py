@@ -9,7 +9,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from onnx import TensorProto, external_data_helper, helper, numpy_helper, shape_inference
 from onnx.reference import ReferenceEvaluator
-from test_emulate import if_model, make_model, random_models
+from small_models import if_model, make_model, random_models
 
 from harness.emulate import Emulation, lowerable
 from harness.errors import UsageError

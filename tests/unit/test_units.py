@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from reports import units
@@ -39,6 +39,7 @@ def test_count_and_plural():
     assert [units.count(12345), units.count(None), units.plural(1, "node"), units.plural(0, "node")] == ["12,345", "–", "1 node", "0 nodes"]  # fmt: skip
 
 
+@settings(deadline=None, derandomize=True)
 @given(st.floats(min_value=1e-6, max_value=1e6))
 def test_percent_says_the_number_to_three_digits(fraction):
     number = units.percent(fraction).removesuffix(" %").replace(",", "")
@@ -49,6 +50,7 @@ def test_percent_says_the_number_to_three_digits(fraction):
     assert float(mantissa) * 10.0**exponent == pytest.approx(100 * fraction, rel=0.0051)
 
 
+@settings(deadline=None, derandomize=True)
 @given(st.text(), st.integers(1, 50))
 def test_names_become_printable_and_keep_their_ends(name, width):
     seen = units.visible(name)

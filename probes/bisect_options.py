@@ -1,0 +1,99 @@
+"""The options of `probe bisect`, and how they become `Settings`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import click
+
+from harness.errors import UsageError
+from harness.precision import Precision
+from probes.settings import FAULTS, Settings
+
+FILE = click.Path(dir_okay=False, path_type=Path)
+FOLDER = click.Path(file_okay=False, path_type=Path)
+
+
+class Shape(click.ParamType):
+    """NAME:1x128, as in trtexec."""
+
+    name = "NAME:1x128"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[str, tuple[int, ...]]:
+        if isinstance(value, tuple):
+            return value
+        name, colon, dims = str(value).rpartition(":")
+        try:
+            shape = tuple(int(d) for d in dims.replace(",", "x").split("x") if d)
+        except ValueError:
+            shape = (-1,)
+        if not colon or any(d < 0 for d in shape):
+            self.fail(f"{value!r}: expected an input's name, a colon and its dimensions, such as ids:1x128", param, ctx)
+        return name, shape
+
+
+class Range(click.ParamType):
+    """LOW:HIGH."""
+
+    name = "LOW:HIGH"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[float, float]:
+        if isinstance(value, tuple):
+            return value
+        try:
+            low, high = (float(part) for part in str(value).split(":"))
+        except ValueError:
+            self.fail(f"{value!r}: expected two numbers with a colon between them, such as 0:1", param, ctx)
+        if not low < high:
+            self.fail(f"{value!r}: the first number must be the smaller one", param, ctx)
+        return low, high
+
+
+_OPTIONS = (
+    click.argument("model", type=FILE, required=False),
+    click.option("--fault", type=click.Choice(FAULTS), default="precision", show_default=True,
+                 help="precision: which nodes must stay in FP32; finite: which make NaN or Inf; compare: which differ from --good;"
+                 " build: which break the build; check: which fail your own --check."),
+    click.option("--precision", type=click.Choice([p.value for p in Precision]), default="fp16", show_default=True,
+                 help="What tensors are lowered to."),
+    click.option("--tolerance", type=click.FloatRange(min=0), default=1e-2, show_default=True,
+                 help="Relative L2 error that every output may have."),
+    click.option("--good", type=FILE, metavar="OTHER.onnx", help="The model that is right (--fault compare)."),
+    click.option("--backend", type=click.Choice(["trt-rtx", "trt"]), help="The builder (--fault build)."),
+    click.option("--check", metavar="'CMD {model}'", help="Your command: 0 good, 125 skip, any other code bad (--fault check)."),
+    click.option("--reduce", is_flag=True, help="Find the smallest failing sub-model instead (--fault build or check)."),
+    click.option("--inputs", type=FILE, multiple=True, metavar="FILE", help="One sample as .npz, or several as Polygraphy JSON; repeatable."),
+    click.option("--shape", "shapes", type=Shape(), multiple=True, help="Shape of a random input; repeatable."),
+    click.option("--range", "bounds", type=Range(), default="-1:1", show_default=True, help="Range of random inputs."),
+    click.option("--samples", type=click.IntRange(min=1), default=1, show_default=True, help="How many random samples."),
+    click.option("--seed", type=int, default=0, show_default=True, help="Of the random inputs."),
+    click.option("--jobs", type=click.IntRange(min=1), default=1, show_default=True, help="Worker processes; the result is the same for any number."),
+    click.option("--dask", metavar="ADDRESS", help="Evaluate on a dask.distributed cluster, such as tcp://host:8786."),
+    click.option("--threads", type=click.IntRange(min=0), default=0, help="ONNX Runtime threads per worker (default: all cores, 1 with --jobs)."),
+    click.option("--timeout", type=click.FloatRange(min=0, min_open=True), metavar="SECONDS", help="For one evaluation; more is unresolved."),
+    click.option("--budget", type=click.IntRange(min=1), metavar="N", help="Stop after so many evaluations, with the best so far."),
+    click.option("--repeat", type=click.IntRange(min=1), default=1, show_default=True,
+                 help="Evaluate each candidate set so often; verdicts that change are unresolved."),
+    click.option("--keep-scope", is_flag=True, help="Search by module scope first, then within the guilty scopes."),
+    click.option("--out", type=FOLDER, metavar="DIR", help="Session folder (default: probe-runs/<UTC time>-bisect)."),
+    click.option("--resume", type=FOLDER, metavar="DIR", help="Go on with an interrupted session; nothing is evaluated twice."),
+)  # fmt: skip
+
+
+def bisect_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    for option in reversed(_OPTIONS):
+        command = option(command)
+    return command
+
+
+def to_settings(values: dict[str, Any]) -> Settings:
+    """`Settings` from what click parsed (without --out, --resume and --json)."""
+    values = dict(values)
+    if values["model"] is None:
+        raise UsageError("which model?", hint="probe bisect MODEL.onnx, or probe bisect --resume DIR")
+    values["low"], values["high"] = values.pop("bounds")
+    if values["dask"] is not None and values["jobs"] > 1:
+        raise UsageError("--jobs and --dask exclude each other", hint="leave --jobs out: the cluster's workers are used")
+    return Settings(**{**values, "precision": Precision(values["precision"])})
