@@ -66,7 +66,8 @@ class Case:
 
     @property
     def checker(self) -> str:
-        return shlex.join((sys.executable, "-c", CHECKER, "{model}", str(self.folder / "result.json"), str(self.folder / "tally")))
+        files = ("{model}", str(self.folder / "result.json"), str(self.folder / "tally"))
+        return shlex.join((sys.executable, "-c", CHECKER, *files))
 
     @property
     def checks(self) -> int:
@@ -104,8 +105,9 @@ def make_model(faults: tuple[str, str]) -> tuple[onnx.ModelProto, tuple[str, ...
 def _block(nodes: list[onnx.NodeProto], number: int, source: str) -> str:
     """source + 0.5 tanh(source D) U"""
     name = f"block{number}"
-    for op, inputs in (("MatMul", [source, f"down{number}"]), ("Tanh", [f"{name}/MatMul"]), ("Mul", [f"{name}/Tanh", "half"])):
-        nodes.append(helper.make_node(op, inputs, [f"{name}/{op}"], name=f"{name}/{op}"))
+    inputs = {"MatMul": [source, f"down{number}"], "Tanh": [f"{name}/MatMul"], "Mul": [f"{name}/Tanh", "half"]}
+    for op in inputs:
+        nodes.append(helper.make_node(op, inputs[op], [f"{name}/{op}"], name=f"{name}/{op}"))
     nodes.append(helper.make_node("MatMul", [f"{name}/Mul", f"up{number}"], [f"{name}/Up"], name=f"{name}/Up"))
     nodes.append(helper.make_node("Add", [source, f"{name}/Up"], [f"{name}/Add"], name=f"{name}/Add"))
     return f"{name}/Add"
@@ -146,7 +148,8 @@ def leave_out_with_hint(case: Case, row: Row) -> None:
             break
         suspects |= fresh
     clean = tuple(sorted(everything - suspects))
-    found = drive(smallest_kept((*clean, *sorted(suspects)), groups=[clean], scope_first=True), lambda kept: _ask(case, kept))
+    search = smallest_kept((*clean, *sorted(suspects)), groups=[clean], scope_first=True)
+    found = drive(search, lambda kept: _ask(case, kept))
     row.found = [case.names([index]) for index in found.kept]
 
 
@@ -170,8 +173,8 @@ def polygraphy(mode: str) -> Callable[[Case, Row], None]:
         out = case.folder / "reduced.onnx"
         check = shlex.split(case.checker.replace("{model}", "polygraphy_debug.onnx"))
         program = str(Path(sys.executable).with_name("polygraphy"))
-        argv = (program, "debug", "reduce", str(case.folder / "model.onnx"), "-o", str(out), "--mode", mode, "--check", *check)
-        process.run(Command(argv, 600.0, {"PYTHONPATH": str(ROOT)}, case.folder), case.folder / "peer")
+        argv = [program, *f"debug reduce model.onnx -o {out.name} --mode {mode} --check".split()]
+        process.run(Command((*argv, *check), 600.0, {"PYTHONPATH": str(ROOT)}, case.folder), case.folder / "peer")
         if out.exists():
             row.found.append(frozenset(node.name for node in onnx.load(str(out)).graph.node))
 
@@ -179,7 +182,9 @@ def polygraphy(mode: str) -> Callable[[Case, Row], None]:
 
 
 def _ask(case: Case, kept: frozenset[int]) -> Answer:
-    return building.check(case.checker, case.part(kept), timeout_s=TIMEOUT_S, folder=case.folder) if kept else Answer(Outcome.PASS)
+    if not kept:
+        return Answer(Outcome.PASS)
+    return building.check(case.checker, case.part(kept), timeout_s=TIMEOUT_S, folder=case.folder)
 
 
 def _build(case: Case, keep: Iterable[int]) -> building.BuildResult:

@@ -214,21 +214,18 @@ NOISE = re.compile(r"CUDA driver version is insufficient|no CUDA-capable device"
 BOILERPLATE = re.compile(r"^(?:\[E\]|ERROR:|Invalid Node - .*)\s*")
 DTYPE = re.compile(r"k?(?:u?int|fp|float|bf|bfloat)\d+\w*", re.IGNORECASE)
 RULES: tuple[tuple[re.Pattern[str], str], ...] = (
-    (
-        re.compile(r"(?:[\w.+-]*/)*([\w+-]+\.(?:cpp|cc|cu|cuh|h|hpp|py))\b(?::+\d+)?"),
-        r"\1",
-    ),  # source file: its own name
+    # Source files keep their own name, without folder and line.
+    (re.compile(r"(?:[\w.+-]*/)*([\w+-]+\.(?:cpp|cc|cu|cuh|h|hpp|py))\b(?::+\d+)?"), r"\1"),
     (re.compile(r"\{[^{}]*\}"), "*"),  # {ForeignNode[a...b]}
     (re.compile(r"(['\"`])(?:(?!\1)\S)*(?: (?:(?!\1)\S)+)?\1"), "*"),  # quoted words; three and more are a sentence
     (re.compile(r"\bnode_of_[^\s,;()\[\]]*\w"), "*"),  # the parser's name for a node without one
     (re.compile(r"::\d+\b"), ""),  # [file.cpp::function::line]
-    (
-        re.compile(r"(?:[\w.:@~+-]*/){2,}[\w.:@~+-]*|(?<!\w)/[\w.:@~+-]+"),
-        "*",
-    ),  # paths, and names that hold a module path
+    # Paths, and names that hold a module path.
+    (re.compile(r"(?:[\w.:@~+-]*/){2,}[\w.:@~+-]*|(?<!\w)/[\w.:@~+-]+"), "*"),
     (re.compile(r"\[\s*-?\d*(?:\s*,\s*-?\d+)*\s*\]"), "#"),  # dimensions, however many
 )
-WHOLE_NAME = r"(?<![\w/])(?<!\w\.)(?:node_of_)?{}(?:_output|_\d+)*(?![\w/]|\.\w)"  # as TensorRT names the layers and tensors that it adds
+# A name as a word of its own, also as TensorRT alters it for the layers and tensors that it adds.
+WHOLE_NAME = r"(?<![\w/])(?<!\w\.)(?:node_of_)?{}(?:_output|_\d+)*(?![\w/]|\.\w)"
 WITH_DIGIT = re.compile(r"[\w.$]*\d[\w.$]*")
 RUN_OF_NUMBERS = re.compile(r"-?#(?:[\s,x*#-]*#)+|-#")
 

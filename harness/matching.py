@@ -19,8 +19,7 @@ from harness.opsets import aligned
 from harness.runtime import Feeds
 from harness.weaving import Fabric, Link, Region, weave
 
-CLOSE = 0.2  # relative L2 difference up to which contents may mean the same
-DOUBTED = 0.1  # how much closer another tensor must be before a common name is not believed
+CLOSE = 0.2  # relative L2 difference up to which tensors may mean the same by their contents
 SKETCH = 256  # numbers kept of a tensor to compare contents
 SAMPLE = 2**16  # elements of a large tensor that its sketch is made of
 COMMUTATIVE = frozenset({"Add", "And", "Equal", "Max", "Mean", "Min", "Mul", "Or", "Sum", "Xor"})
@@ -90,20 +89,20 @@ def match(model: Model, good: Model, samples: Sequence[Feeds]) -> Matching:
 
 
 def _links(model: Model, good: Model, seen: Mapping[str, _Seen], good_seen: Mapping[str, _Seen]) -> list[Link]:
-    """By outputs, then names, then as operands of nodes that correspond, then contents."""
-    links = {ours: Link(ours, theirs, "output", _distance(seen.get(ours), good_seen.get(theirs)))
-             for ours, theirs in _outputs(model, good)}  # fmt: skip
-    made = [name for node in model.nodes for name in node.proto.output if name in seen]
-    good_made = [name for node in good.nodes for name in node.proto.output if name in good_seen]
-    taken = {link.theirs for link in links.values()}
-    for name in made:
-        if name in good_seen and name not in links and name not in taken and _alike(seen[name], good_seen[name]):
-            links[name] = Link(name, name, "name", _distance(seen[name], good_seen[name]))
-    _drop_doubted(links, seen, good_seen, good_made)
-    _add_operands(links, model, good, seen, good_seen)
-    _add_contents(links, made, good_made, seen, good_seen)
-    _add_operands(links, model, good, seen, good_seen)
-    return list(links.values())
+    """From the surest evidence to the weakest; a tensor that is paired stays paired.
+
+    Outputs are given. A name in common is believed where the contents are close, else only after all but the last:
+    exporters count names up, and an edit shifts them.
+    """
+    search = _Search(model, good, seen, good_seen)
+    for ours, theirs in _outputs(model, good):
+        search.add(ours, theirs, "output")
+    search.add_names(CLOSE)
+    search.add_counterparts(same_operator=True)
+    search.add_contents()
+    search.add_names(math.inf)
+    search.add_counterparts(same_operator=False)
+    return list(search.links.values())
 
 
 def _outputs(model: Model, good: Model) -> list[tuple[str, str]]:
@@ -163,11 +162,6 @@ def _signs() -> np.ndarray:
     return 1.0 - 2.0 * np.random.default_rng(1).integers(0, 2, (SAMPLE // SKETCH, SKETCH))
 
 
-def _alike(ours: _Seen, theirs: _Seen) -> bool:
-    """Whether two tensors can mean the same: one shape, one type or both floats."""
-    return ours.shapes == theirs.shapes and (ours.dtype == theirs.dtype or {ours.dtype, theirs.dtype} <= FLOATS)
-
-
 def _distance(ours: _Seen | None, theirs: _Seen | None) -> float:
     if ours is None or theirs is None or ours.sketch is None or theirs.sketch is None or ours.shapes != theirs.shapes:
         return 0.0
@@ -183,62 +177,95 @@ def _relative(difference: float, size: float) -> float:
 # Finding partners
 
 
-def _drop_doubted(links: dict[str, Link], seen: Mapping[str, _Seen], good_seen: Mapping[str, _Seen], good_made: Sequence[str]) -> None:
-    """Names that exporters count up shift when a model is edited: contents then say that another tensor is meant."""
-    table = _Contents(good_made, good_seen)
-    for name, link in list(links.items()):
-        if link.how == "name" and link.distance > CLOSE:
-            best = table.nearest(seen[name])
-            if best is not None and best[1] < DOUBTED * link.distance and best[1] < CLOSE:
-                del links[name]
+class _Search:
+    """The links found so far, by the tensor of MODEL, and ways to find more."""
+
+    def __init__(self, model: Model, good: Model, seen: Mapping[str, _Seen], good_seen: Mapping[str, _Seen]) -> None:
+        self.links: dict[str, Link] = {}
+        self._seen, self._good_seen = seen, good_seen
+        self._makers = {name: node.proto for node in model.nodes for name in node.proto.output if name}
+        self._good_makers = {name: node.proto for node in good.nodes for name in node.proto.output if name}
+        self._made = [name for name in self._makers if name in seen]
+        self._good_made = [name for name in self._good_makers if name in good_seen]
+
+    def add(self, ours: str, theirs: str, how: str) -> None:
+        self.links[ours] = Link(ours, theirs, how, _distance(self._seen.get(ours), self._good_seen.get(theirs)))
+
+    def add_names(self, limit: float) -> None:
+        """Pair what has one name and is no farther apart than `limit`."""
+        for name in self._made:
+            named = name not in self.links and name in self._good_makers and self._alike(name, name)
+            if named and _distance(self._seen[name], self._good_seen[name]) <= limit:
+                self.add(name, name, "name")
+
+    def add_counterparts(self, *, same_operator: bool) -> None:
+        """Nodes that make partners read partners, whatever the contents: of a quantised weight, the weight.
+
+        They must have the same operator, or at least as many inputs. What a node only hands on has one partner with it.
+        """
+        todo = list(self.links.values())
+        for link in todo:  # grows while it is read
+            for mine, other in self._counterparts(link, same_operator):
+                if mine in self._makers and mine not in self.links and self._alike(mine, other):
+                    self.add(mine, other, "structure")
+                    todo.append(self.links[mine])
+
+    def _counterparts(self, link: Link, same_operator: bool) -> Iterator[tuple[str, str]]:
+        """Inputs and outputs that correspond: by position, or as is closest where the order does not matter."""
+        ours, theirs = self._makers.get(link.ours), self._good_makers.get(link.theirs)
+        if ours is None or theirs is None:
+            return
+        if ours.op_type != theirs.op_type:
+            if (source := _handed_on(ours, self._makers)) is not None:
+                yield source, link.theirs
+                return
+            while (source := _handed_on(theirs, self._good_makers)) in self._good_makers:
+                theirs = self._good_makers[source]
+        if same_operator and ours.op_type != theirs.op_type:
+            return
+        if len(ours.output) == len(theirs.output):
+            yield from zip(ours.output, theirs.output, strict=True)
+        if len(ours.input) == len(theirs.input):
+            free = ours.op_type in COMMUTATIVE and len(ours.input) == 2
+            orders = permutations(theirs.input) if free else [theirs.input]
+            yield from min((list(zip(ours.input, order, strict=True)) for order in orders), key=self._apart)
+
+    def _apart(self, pairs: Iterable[tuple[str, str]]) -> float:
+        return sum(_distance(self._seen[a], self._good_seen[b]) if self._alike(a, b) else 1.0 for a, b in pairs)
+
+    def add_contents(self) -> None:
+        """Pair what is left where each is by far the nearest of the other."""
+        taken = self._taken()
+        left = [name for name in self._made if name not in self.links]
+        table = _Contents(left, self._seen)
+        good_table = _Contents([name for name in self._good_made if name not in taken], self._good_seen)
+        for name in left:
+            best = good_table.nearest(self._seen[name])
+            if best is not None and best[1] < CLOSE:
+                back = table.nearest(self._good_seen[best[0]])
+                if back is not None and back[0] == name:
+                    self.add(name, best[0], "content")
+
+    def _taken(self) -> set[str]:
+        return {link.theirs for link in self.links.values()}
+
+    def _alike(self, ours: str, theirs: str) -> bool:
+        """Whether two tensors can mean the same: one shape, one type or both floats."""
+        mine, other = self._seen.get(ours), self._good_seen.get(theirs)
+        if mine is None or other is None or mine.shapes != other.shapes:
+            return False
+        return mine.dtype == other.dtype or {mine.dtype, other.dtype} <= FLOATS
 
 
-def _add_operands(links: dict[str, Link], model: Model, good: Model, seen: Mapping[str, _Seen], good_seen: Mapping[str, _Seen]) -> None:
-    """Nodes of one kind that make partners read partners, whatever the contents: of a quantised weight, the weight."""
-    makers = {name: node.proto for node in model.nodes for name in node.proto.output if name}
-    good_makers = {name: node.proto for node in good.nodes for name in node.proto.output if name}
-    todo = list(links.values())
-    for link in todo:  # grows while it is read
-        ours, theirs = makers.get(link.ours), good_makers.get(link.theirs)
-        if ours is None or theirs is None or ours.op_type != theirs.op_type:
-            continue
-        for mine, other in _counterparts(ours, theirs, seen, good_seen):
-            if mine in makers and mine not in links and mine in seen and other in good_seen and _alike(seen[mine], good_seen[other]):
-                links[mine] = Link(mine, other, "structure", _distance(seen[mine], good_seen[other]))
-                todo.append(links[mine])
-
-
-def _counterparts(ours: onnx.NodeProto, theirs: onnx.NodeProto, seen: Mapping[str, _Seen],
-                  good_seen: Mapping[str, _Seen]) -> Iterator[tuple[str, str]]:  # fmt: skip
-    """Inputs and outputs that correspond: by position, or as is closest where the order does not matter."""
-    if len(ours.output) == len(theirs.output):
-        yield from zip(ours.output, theirs.output, strict=True)
-    if len(ours.input) != len(theirs.input):
-        return
-    if ours.op_type not in COMMUTATIVE or len(ours.input) != 2:
-        yield from zip(ours.input, theirs.input, strict=True)
-        return
-
-    def apart(order: Iterable[str]) -> float:
-        pairs = [(seen.get(a), good_seen.get(b)) for a, b in zip(ours.input, order, strict=True)]
-        return sum(_distance(a, b) if a and b and _alike(a, b) else 1.0 for a, b in pairs)
-
-    yield from zip(ours.input, min(permutations(theirs.input), key=apart), strict=True)
-
-
-def _add_contents(links: dict[str, Link], made: Sequence[str], good_made: Sequence[str], seen: Mapping[str, _Seen],
-                  good_seen: Mapping[str, _Seen]) -> None:  # fmt: skip
-    """Pair what is left where each is by far the nearest of the other, the nearest first."""
-    taken = {link.theirs for link in links.values()}
-    left = [name for name in made if name not in links]
-    good_left = [name for name in good_made if name not in taken]
-    table, good_table = _Contents(left, seen), _Contents(good_left, good_seen)
-    for name in left:
-        best = good_table.nearest(seen[name])
-        if best is not None and best[1] < CLOSE:
-            back = table.nearest(good_seen[best[0]])
-            if back is not None and back[0] == name:
-                links[name] = Link(name, best[0], "content", best[1])
+def _handed_on(node: onnx.NodeProto, makers: Mapping[str, onnx.NodeProto]) -> str | None:
+    """The tensor whose values the node hands on, but for rounding; None if it computes something."""
+    if node.op_type in ("Cast", "Identity", "Dropout"):
+        return str(node.input[0])
+    if node.op_type == "DequantizeLinear":
+        before = makers.get(node.input[0])
+        if before is not None and before.op_type in ("QuantizeLinear", "DynamicQuantizeLinear"):
+            return str(before.input[0])
+    return None
 
 
 class _Contents:

@@ -175,7 +175,8 @@ class _Trace:
 
 
 def _count(array: np.ndarray) -> Counts:
-    return Counts(*(int(np.count_nonzero(hits)) for hits in (np.isnan(array), np.isposinf(array), np.isneginf(array))), array.size)
+    nan, pos_inf, neg_inf = (int(np.count_nonzero(is_one(array))) for is_one in (np.isnan, np.isposinf, np.isneginf))
+    return Counts(nan, pos_inf, neg_inf, array.size)
 
 
 # Making values finite
@@ -216,14 +217,16 @@ def _sanitise(source: str, target: str, dtype: int) -> list[onnx.NodeProto]:
     wide = TensorProto.DOUBLE if dtype == TensorProto.DOUBLE else TensorProto.FLOAT
     zero, top, bottom, large, small = (_limit_name(kind, wide) for kind in ("zero", "top", "bottom", *_large(dtype)))
     steps = [
-        ("Cast", [source], "wide", {"to": wide}),
-        ("IsNaN", ["wide"], "isnan", {}), ("Where", ["isnan", zero, "wide"], "number", {}),
-        ("Greater", ["number", top], "high", {}), ("Where", ["high", large, "number"], "below", {}),
-        ("Less", ["below", bottom], "low", {}), ("Where", ["low", small, "below"], "finite", {}),
+        ("IsNaN", ["wide"], "isnan"), ("Where", ["isnan", zero, "wide"], "number"),
+        ("Greater", ["number", top], "high"), ("Where", ["high", large, "number"], "below"),
+        ("Less", ["below", bottom], "low"), ("Where", ["low", small, "below"], "finite"),
     ]  # fmt: skip
-    inner = {name: f"{target}:{name}" for _, _, name, _ in steps}
-    nodes = [helper.make_node(op, [inner.get(n, n) for n in read], [inner[made]], **said) for op, read, made, said in steps]
-    return [*nodes, helper.make_node("Cast", [inner["finite"]], [target], to=dtype)]
+    inner = {name: f"{target}:safe:{name}" for name in ("wide", *(made for _, _, made in steps))}
+    return [
+        helper.make_node("Cast", [source], [inner["wide"]], to=wide),
+        *(helper.make_node(op, [inner.get(name, name) for name in read], [inner[made]]) for op, read, made in steps),
+        helper.make_node("Cast", [inner["finite"]], [target], to=dtype),
+    ]
 
 
 def _large(dtype: int) -> tuple[str, str]:

@@ -17,7 +17,7 @@ from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any, Protocol
 
-from harness.errors import ProbeError
+from harness.errors import EXIT_INTERNAL, ProbeError
 from harness.record import Answer, Outcome
 
 Query = frozenset[int]
@@ -186,6 +186,9 @@ def _serve(pipe: Connection, recipe: Recipe, log: Path) -> None:
     except ProbeError as error:
         pipe.send(("error", (str(error), error.hint, error.exit_code)))
         return
+    except Exception as error:
+        pipe.send(("error", (f"loading the model failed: {type(error).__name__}: {error}", f"see {log}", EXIT_INTERNAL)))
+        raise  # the traceback goes to the worker's log
     pipe.send(("ready", None))
     while True:
         try:

@@ -71,15 +71,11 @@ def _run(settings: Settings, model: Model, session: Session, tell: Tell) -> Bise
     began = time.monotonic()
     paths = tuple(sorted(session.raw.glob("sample-*.npz"), key=lambda path: int(path.stem.rpartition("-")[2])))
     tell("looking at the model")
-    questions = pose(settings, model, paths, session)
+    question = pose(settings, model, paths, session)
     journal = Journal(session)
-    report = _Report(settings, model, session, questions[0], journal, began)
+    report = _Report(settings, model, session, question, journal, began)
     try:
-        for question in questions:
-            report.question = question
-            found = _answer(question, settings, session, journal, tell)
-            if found.kept:
-                break
+        found = _answer(question, settings, session, journal, tell)
         repair = question.repair(found, session, lambda q: _answer(q, settings, session, journal, tell))
     except KeyboardInterrupt:
         report.write(report.best_so_far(), None, "stopped", ["interrupted; go on with --resume"])

@@ -16,10 +16,12 @@ from harness.inputs import load_samples
 from harness.mixed import mixed_model
 from harness.model import Model
 from harness.record import Answer, Outcome, Session
+from harness.hybrid import Hybrid
 from harness.runtime import RunFailed, Runner
+from harness.tracing import Origin, suspects, trace_nonfinite
 from harness.workers import Query, Recipe
 from probes.candidates import Candidate, by_scope, from_nodes, name_some
-from probes.recipes import Built, Checked, LeftAsIs, Lowered, Swapped
+from probes.recipes import Built, Checked, LeftAsIs, Lowered, Swapped, cannot_run
 from probes.search import Ask, Found, Search, smallest_kept
 from probes.settings import Settings
 
@@ -71,8 +73,8 @@ class Question:
         return f"{len(query)} of {total} {self.applied_word}: {name_some(self.candidates, query)}"
 
 
-def pose(settings: Settings, model: Model, samples: tuple[Path, ...], session: Session) -> list[Question]:
-    """The questions of a fault, in the order in which they are tried until one of them finds something."""
+def pose(settings: Settings, model: Model, samples: tuple[Path, ...], session: Session) -> Question:
+    """The question that a fault asks."""
     makers = {"precision": _precision, "finite": _finite, "compare": _compare, "build": _build, "check": _check}
     return makers[settings.fault](settings, model, samples, session)
 
@@ -80,8 +82,8 @@ def pose(settings: Settings, model: Model, samples: tuple[Path, ...], session: S
 # precision, and lowered-finite
 
 
-def _precision(settings: Settings, model: Model, samples: tuple[Path, ...], session: Session) -> list[Question]:
-    return [_lowering(settings, model, samples, "accuracy")]
+def _precision(settings: Settings, model: Model, samples: tuple[Path, ...], session: Session) -> Question:
+    return _lowering(settings, model, samples, "accuracy")
 
 
 def _lowering(settings: Settings, model: Model, samples: tuple[Path, ...], policy: str) -> Question:
@@ -139,56 +141,72 @@ def _check_written(path: Path, proto: onnx.ModelProto, weights: dict, samples: t
 # finite
 
 
-def _finite(settings: Settings, model: Model, samples: tuple[Path, ...], session: Session) -> list[Question]:
-    """First the model as it is: which nodes make NaN or Inf; if none does, the same after lowering."""
-    floats = [n.index for n in model.nodes if any(model.dtypes.get(name) in FLOATS for name in n.proto.output)]
-    candidates = from_nodes(model, floats)
-    recipe = LeftAsIs(settings.model.absolute(), samples, _threads(settings))
-    as_it_is = Question("as-is/finite", candidates, recipe, "left as they are", "cleared of NaN and Inf",
-                        _search(settings, candidates, None), repair=_trace(model, samples))  # fmt: skip
-    return [as_it_is, _lowering(settings, model, samples, "finite")]
-
-
-FLOATS = (onnx.TensorProto.FLOAT, onnx.TensorProto.DOUBLE, onnx.TensorProto.FLOAT16, onnx.TensorProto.BFLOAT16)
+def _finite(settings: Settings, model: Model, samples: tuple[Path, ...], session: Session) -> Question:
+    """The model as it is, if it makes NaN or Inf; else the same after lowering."""
+    try:
+        suspected = suspects(model, load_samples(samples))
+    except RunFailed as error:
+        raise cannot_run(model.path, error) from error
+    if not suspected:
+        return _lowering(settings, model, samples, "finite")
+    candidates = from_nodes(model, sorted(suspected))
+    recipe = LeftAsIs(settings.model.absolute(), samples, tuple(suspected), _threads(settings))
+    return Question("as-is/finite", candidates, recipe, "left as they are", "cleared of NaN and Inf",
+                     lambda: smallest_kept(suspected), repair=_trace(model, samples),
+                     baseline_hint="an input holds NaN or Inf, or a node that cannot be cleared of it makes them")  # fmt: skip
 
 
 def _trace(model: Model, samples: tuple[Path, ...]) -> MakeRepair:
-    def trace(found: Found, session: Session, answer: AnswerQuestion) -> Repair:
-        from harness.tracing import trace_nonfinite
+    """No repaired model, but where values that are not finite first come up, and which outputs they reach."""
 
+    def trace(found: Found, session: Session, answer: AnswerQuestion) -> Repair:
         origins = [origin for feeds in load_samples(samples) for origin in trace_nonfinite(model, feeds)]
-        return Repair(None, tuple(dict.fromkeys(str(origin) for origin in origins)))
+        return Repair(None, tuple(dict.fromkeys(_tell(origin, model) for origin in origins[:MOST_NOTES])))
 
     return trace
+
+
+MOST_NOTES = 20
+
+
+def _tell(origin: Origin, model: Model) -> str:
+    where = model.nodes[origin.node].key if origin.node is not None else f"{origin.source} {origin.tensor}"
+    of = "finite inputs" if origin.inputs_finite else "inputs that are not finite themselves"
+    counts = origin.counts
+    kinds = ", ".join(f"{n} {kind}" for n, kind in ((counts.nan, "NaN"), (counts.pos_inf, "+inf"), (counts.neg_inf, "-inf")) if n)
+    reach = f"reaches {', '.join(origin.reaches)}" if origin.reaches else "reaches no output"
+    made = f"makes {kinds} of {counts.size} values out of {of}" if origin.node is not None else f"holds {kinds} of {counts.size} values"
+    return f"{where} {made}; {reach}"
 
 
 # compare
 
 
-def _compare(settings: Settings, model: Model, samples: tuple[Path, ...], session: Session) -> list[Question]:
+def _compare(settings: Settings, model: Model, samples: tuple[Path, ...], session: Session) -> Question:
     assert settings.good is not None
     recipe = Swapped(settings.model.absolute(), settings.good.absolute(), samples, settings.tolerance, _threads(settings))
-    hybrid = recipe.hybrid()
-    candidates = [Candidate(i, r.key, "+".join(dict.fromkeys(r.op_types)), r.scope, tuple(r.nodes)) for i, r in enumerate(hybrid.regions)]
-    return [Question("compare", candidates, recipe, f"taken from {settings.model.name}", f"taken from {settings.good.name}",
-                     _search(settings, candidates, settings.tolerance), measures=True, repair=_no_good(hybrid.matching_notes()))]  # fmt: skip
-
-
-def _no_good(notes: Sequence[str]) -> MakeRepair:
-    return lambda found, session, answer: Repair(None, tuple(notes))
+    matching = recipe.matching()
+    parts = Hybrid(matching).parts
+    candidates = [Candidate(p.index, p.key, "+".join(dict.fromkeys(p.op_types)), p.scope, p.nodes or (p.key,)) for p in parts]
+    divergent = matching.first_divergent(settings.tolerance)
+    notes = [f"{len(matching.pairs)} tensors matched, {len(parts)} regions differ"]
+    notes += [f"first beyond the tolerance: {pair.tensor} ({pair.op_type}), error {pair.error:.3g}" for pair in divergent[:MOST_NOTES]]
+    return Question("compare", candidates, recipe, f"taken from {settings.model.name}", f"taken from {settings.good.name}",
+                     _search(settings, candidates, settings.tolerance), measures=True,
+                     repair=lambda found, session, answer: Repair(None, tuple(notes)))  # fmt: skip
 
 
 # build
 
 
-def _build(settings: Settings, model: Model, samples: tuple[Path, ...], session: Session) -> list[Question]:
+def _build(settings: Settings, model: Model, samples: tuple[Path, ...], session: Session) -> Question:
     candidates = from_nodes(model, range(len(model.nodes)))
     options = BuildOptions(backend=settings.backend or "trt-rtx")
     recipe = Built(settings.model.absolute(), samples[0], options, session.raw, settings.timeout)
     if settings.reduce:
-        return [_reducing(settings, model, candidates, Built(**{**vars(recipe), "taken_out": True}), samples[0])]
-    return [Question("build", candidates, recipe, "left in", "commented out", _search(settings, candidates, None), baseline=False,
-                     runs_programs=True, repair=_failing_parts(settings, model, recipe))]  # fmt: skip
+        return _reducing(settings, model, candidates, Built(**{**vars(recipe), "taken_out": True}), samples[0])
+    return Question("build", candidates, recipe, "left in", "commented out", _search(settings, candidates, None), baseline=False,
+                     runs_programs=True, repair=_failing_parts(settings, model, recipe))  # fmt: skip
 
 
 def _failing_parts(settings: Settings, model: Model, recipe: Built) -> MakeRepair:
@@ -233,18 +251,18 @@ def _save_part(model: Model, keep: Sequence[int], sample: Path, path: Path) -> N
 # check
 
 
-def _check(settings: Settings, model: Model, samples: tuple[Path, ...], session: Session) -> list[Question]:
+def _check(settings: Settings, model: Model, samples: tuple[Path, ...], session: Session) -> Question:
     assert settings.check is not None
     recipe = Checked(settings.model.absolute(), settings.check, session.raw, settings.timeout, settings.precision)
     if settings.reduce:
         candidates = from_nodes(model, range(len(model.nodes)))
-        return [_reducing(settings, model, candidates, Checked(**{**vars(recipe), "sample": samples[0]}), samples[0])]
+        return _reducing(settings, model, candidates, Checked(**{**vars(recipe), "sample": samples[0]}), samples[0])
     candidates = _lowerable(settings, model)
-    return [Question(
+    return Question(
         "check/lower", candidates, recipe, f"lowered to {settings.precision.value.upper()}", "kept in FP32", _search(settings, candidates, None),
         runs_programs=True, baseline_hint="the check fails on the FP32 model itself: --reduce finds the smallest part that fails",
         repair=_write_mixed(settings, model, samples),
-    )]  # fmt: skip
+    )  # fmt: skip
 
 
 def _reducing(settings: Settings, model: Model, candidates: Sequence[Candidate], recipe: Recipe, sample: Path) -> Question:

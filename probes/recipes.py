@@ -5,28 +5,24 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-
-import numpy as np
 
 from harness import building, inputs, submodel
 from harness import model as models
 from harness.building import BuildOptions
-from harness.emulate import Emulation, lowerable
+from harness.emulate import Emulation
 from harness.errors import ProbeError, UsageError
 from harness.hybrid import Hybrid
-from harness.matching import match
+from harness.matching import Matching, match
 from harness.mixed import mixed_model
 from harness.model import Model
 from harness.precision import Precision
 from harness.record import Answer, Outcome
 from harness.runtime import RunFailed
+from harness.tracing import Sanitised
 from harness.workers import Evaluate, Query, Recipe
 from probes import verdicts
-
-Samples = list[list[np.ndarray]]
 
 
 @dataclass(frozen=True)
@@ -41,12 +37,12 @@ class Lowered:
     threads: int = 0
 
     def prepare(self) -> Evaluate:
-        emulation = Emulation(models.load(self.model), self.precision, threads=self.threads)
         feeds = inputs.load_samples(self.samples)
         try:
+            emulation = Emulation(models.load(self.model), self.precision, threads=self.threads)
             reference = [emulation.run(f, []) for f in feeds]
         except RunFailed as error:
-            raise UsageError(f"{self.model}: ONNX Runtime cannot run it: {error}", hint="check it with onnx.checker, or try other --inputs or --shape") from error
+            raise cannot_run(self.model, error) from error
         if verdicts.has_nonfinite(reference):
             raise ProbeError(f"{self.model}: the FP32 reference itself holds NaN or Inf, so nothing can be compared with it",
                              hint=f"probe bisect --fault finite {self.model}")  # fmt: skip
@@ -63,16 +59,15 @@ class Lowered:
 
 @dataclass(frozen=True)
 class LeftAsIs:
-    """Query: the nodes left as they are, NaN and Inf of all others replaced. Verdict: no NaN or Inf in the outputs."""
+    """Query: the nodes left as they are, NaN and Inf of the other `suspects` replaced. Verdict: outputs are finite."""
 
     model: Path
     samples: tuple[Path, ...]
+    suspects: tuple[int, ...]
     threads: int = 0
 
     def prepare(self) -> Evaluate:
-        from harness.tracing import Sanitised
-
-        sanitised = Sanitised(models.load(self.model), threads=self.threads)
+        sanitised = Sanitised(models.load(self.model), self.suspects, threads=self.threads)
         feeds = inputs.load_samples(self.samples)
 
         def evaluate(query: Query) -> Answer:
@@ -104,9 +99,14 @@ class Swapped:
 
         return evaluate
 
+    def matching(self) -> Matching:
+        try:
+            return match(models.load(self.model), models.load(self.good), inputs.load_samples(self.samples))
+        except RunFailed as error:
+            raise cannot_run(self.model, error) from error
+
     def hybrid(self) -> Hybrid:
-        model, good = models.load(self.model), models.load(self.good)
-        return Hybrid(model, good, match(model, good, inputs.load_samples(self.samples)), threads=self.threads)
+        return Hybrid(self.matching(), threads=self.threads)
 
 
 @dataclass(frozen=True)
@@ -226,5 +226,7 @@ class _scratch:
         shutil.rmtree(self._folder, ignore_errors=True)
 
 
-def lowered_candidates(model: Model, precision: Precision) -> Sequence[int]:
-    return lowerable(model, precision)
+def cannot_run(model: Path, error: RunFailed) -> UsageError:
+    """ONNX Runtime refuses the model as it is, so there is nothing to compare with."""
+    return UsageError(f"{model.name}: ONNX Runtime cannot run it: {error}",
+                      hint="python -m onnx.checker, other --inputs or --shape, or --fault build --backend trt-rtx")  # fmt: skip

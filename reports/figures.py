@@ -92,9 +92,9 @@ class Scale:
         return [tick for tick in ticks if tick <= 10.0**self.high] if self.low < self.high else []
 
 
-def label(name: str, width: int = 60) -> str:
+def label(name: str, width: int = 60, head: float = 1 / 3) -> str:
     """A name as plotly text: shortened, control characters as escapes, HTML inert."""
-    return html.escape(units.shorten(units.visible(name), width), quote=False)
+    return html.escape(units.shorten(units.visible(name), width, head), quote=False)
 
 
 def draw_steps(steps: Sequence[Step], tolerance: float | None = None) -> go.Figure | None:
@@ -128,7 +128,7 @@ def draw_graph(candidates: Sequence[Candidate]) -> go.Figure | None:
     _draw_places(figure, candidates, Scale.of(c.sensitivity for c in candidates))
     for depth, scopes in enumerate(levels):
         _draw_scopes(figure, candidates, scopes, depth)
-    title = f"place in topological order (n = {units.count(len(candidates))} candidates)"
+    title = f"topological order (n = {units.count(len(candidates))})"
     figure.update_layout(
         xaxis=_AXIS | {"title": {"text": title}, "showgrid": False, "range": [-0.5, len(candidates) - 0.5]},
         yaxis={"domain": [(band + gap) / (plot + band + gap), 1]},
@@ -160,9 +160,9 @@ def draw_sensitivities(candidates: Sequence[Candidate], tolerance: float | None 
             hovertext=[_describe(c) for _, c in rows], hovertemplate="%{hovertext}<extra></extra>",
         )  # fmt: skip
     figure.update_layout(
-        barmode="overlay", bargap=0.3,
-        xaxis=_AXIS | {"title": {"text": "relative L2 error when lowered alone (%)"}, "range": [0, 1.25 * longest]},
-        yaxis=_AXIS | {"tickvals": list(range(len(ranked))), "ticktext": [label(c.key, 34) for c in ranked]}
+        barmode="overlay", bargap=0.3, margin={"r": 56},
+        xaxis=_AXIS | {"title": {"text": "relative L2 error when lowered alone (%)"}, "range": [0, 1.1 * longest]},
+        yaxis=_AXIS | {"tickvals": list(range(len(ranked))), "ticktext": [label(c.key, 34, head=0) for c in ranked]}
         | {"range": [len(ranked) - 0.5, -0.5], "showgrid": False},
     )  # fmt: skip
     if tolerance and 0 < 100 * tolerance < longest:
@@ -191,10 +191,10 @@ def scope_levels(scopes: Sequence[str]) -> list[list[ScopePath]]:
 def _figure(height: int) -> go.Figure:
     return go.Figure(
         layout={
-            "template": "none", "height": height, "margin": {"l": 8, "r": 16, "t": 36, "b": 8}, "autosize": True,
+            "template": "none", "height": height, "margin": {"l": 8, "r": 16, "t": 44, "b": 8}, "autosize": True,
             "paper_bgcolor": "rgba(0,0,0,0)", "plot_bgcolor": "rgba(0,0,0,0)", "hovermode": "closest",
             "font": {"family": "system-ui, sans-serif", "size": 12, "color": "#6b7580"}, "hoverlabel": {"align": "left", "font": {"family": "system-ui, sans-serif"}},
-            "legend": {"orientation": "h", "x": 0, "y": 1, "xanchor": "left", "yanchor": "bottom", "itemclick": "toggle"},
+            "legend": {"orientation": "h", "x": 0, "xanchor": "left", "y": 1, "yanchor": "top", "yref": "container"},
             "showlegend": True, "dragmode": "zoom",
         }
     )  # fmt: skip

@@ -75,9 +75,9 @@ def visible(text: str) -> str:
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)
 
 
-def shorten(text: str, width: int) -> str:
-    """At most `width` characters, the middle left out: the end of a node name tells more than its middle."""
+def shorten(text: str, width: int, head: float = 1 / 3) -> str:
+    """At most `width` characters, `head` of them from the start: the end of a node name tells more than its middle."""
     if len(text) <= width:
         return text
-    head = (width - 1) // 3
-    return f"{text[:head]}…{text[len(text) - (width - 1 - head) :]}"
+    first = int((width - 1) * head)
+    return f"{text[:first]}…{text[len(text) - (width - 1 - first) :]}"

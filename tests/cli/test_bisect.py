@@ -59,7 +59,7 @@ def test_precision_finds_the_planted_overflow_and_repairs_it(chain, capsys):
     types = {v.name: v.type.tensor_type.elem_type for v in onnx.shape_inference.infer_shapes(mixed).graph.value_info}
     assert types["/layer.4/up:out"] == TensorProto.FLOAT
     assert types["/layer.3/gain:out"] == TensorProto.FLOAT16
-    page = (Path("run") / "report.html").read_text()
+    page = (Path("run") / "report.html").read_text().replace("<wbr>", "")
     assert "/layer.4/up" in page
     assert str(Path.home()) not in page
 
@@ -194,7 +194,7 @@ def test_killed_and_resumed(chain, number):
 
 
 def test_flaky_verdicts_are_reported_and_not_believed(chain):
-    Path("flaky.py").write_text("import random, sys, onnx; n = len(onnx.load(sys.argv[1]).graph.node); sys.exit(random.randint(0, 1) if n > 30 else 0)")
+    Path("flaky.py").write_text("import random, sys, onnx; n = len(onnx.load(sys.argv[1]).graph.node); sys.exit(random.randint(0, 1) if n > 26 else 0)")
     code, result = bisect(chain, "--fault", "check", "--check", f"{sys.executable} flaky.py {{model}}", "--repeat", 8, "--budget", 12)
     assert code == 125
     assert result["unresolved"] >= 1
