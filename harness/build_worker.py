@@ -7,7 +7,6 @@ is written before each stage as well as at the end: who reads it knows in which 
 from __future__ import annotations
 
 import argparse
-import importlib
 import json
 import sys
 import time
@@ -87,17 +86,7 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
 
 
 def _load(backend: str) -> ModuleType:
-    module = BACKENDS[backend]
-    try:
-        return optional.load(module)
-    except DependencyMissing:
-        if module != "tensorrt_rtx":
-            raise
-        try:  # the wheel that tensorrt_rtx re-exports, where only that one is installed
-            return importlib.import_module("tensorrt_rtx_bindings")
-        except (ImportError, OSError):
-            pass
-        raise
+    return optional.load(BACKENDS[backend])
 
 
 def _logger(trt: ModuleType, log: list[str]) -> Any:

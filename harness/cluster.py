@@ -24,7 +24,9 @@ class DaskPool:
         try:
             self._client = distributed.Client(address, timeout=CONNECT_S, set_as_default=False)
         except (OSError, TimeoutError, ValueError) as error:
-            raise ProbeError(f"no dask scheduler answers at {address}: {error}", hint="dask scheduler; dask worker ADDRESS") from error
+            raise ProbeError(
+                f"no dask scheduler answers at {address}: {error}", hint="dask scheduler; dask worker ADDRESS"
+            ) from error
         threads = sum(self._client.nthreads().values())
         if threads == 0:
             self._client.close()

@@ -156,7 +156,9 @@ def _rewrite(plan: _Plan) -> tuple[onnx.ModelProto, list[_Switch | None]]:
     return proto, switches
 
 
-def _switch_node(plan: _Plan, node: onnx.NodeProto, where: Positions, maker: dict[str, int]) -> tuple[list[onnx.NodeProto], _Switch]:
+def _switch_node(
+    plan: _Plan, node: onnx.NodeProto, where: Positions, maker: dict[str, int]
+) -> tuple[list[onnx.NodeProto], _Switch]:
     float_reads = [node.input[i] for i in where.inputs] + list(where.captures)
     exact = node.op_type in EXACT_OPS and not where.captures
     outputs = [node.output[i] for i in where.outputs]
@@ -167,7 +169,16 @@ def _switch_node(plan: _Plan, node: onnx.NodeProto, where: Positions, maker: dic
     rounds = plan.new_flag() if outputs else None
     plain = [node]
     if rounds is not None:
-        plain = [if_node(flag(rounds), node.output, _rounding(plan, node, outputs, "r"), [node], plan.model.dtypes, f"{outputs[0]}:round")]
+        plain = [
+            if_node(
+                flag(rounds),
+                node.output,
+                _rounding(plan, node, outputs, "r"),
+                [node],
+                plan.model.dtypes,
+                f"{outputs[0]}:round",
+            )
+        ]
     if low is None:
         return plain, _Switch(low, rounds, reader, exact, _makers(float_reads, maker))
     branch = _lowered_branch(plan, node, replace, outputs)
@@ -180,7 +191,9 @@ def _makers(names: Sequence[str], maker: dict[str, int]) -> tuple[int, ...]:
     return tuple(maker.get(name, -1) for name in names)
 
 
-def _lowered_branch(plan: _Plan, node: onnx.NodeProto, replace: dict[str, str], outputs: Sequence[str]) -> list[onnx.NodeProto]:
+def _lowered_branch(
+    plan: _Plan, node: onnx.NodeProto, replace: dict[str, str], outputs: Sequence[str]
+) -> list[onnx.NodeProto]:
     """The node reading rounded values; weights too large to be kept twice are rounded here, by casts."""
     copy = onnx.NodeProto()
     copy.CopyFrom(node)
@@ -268,7 +281,9 @@ def lower_body(graph: onnx.GraphProto, lowering: Lowering, outer: dict[str, int]
 def _round_constant(node: onnx.NodeProto, precision: Precision) -> None:
     for attribute in node.attribute:
         if attribute.type == AttributeProto.TENSOR and attribute.t.data_type == TensorProto.FLOAT:
-            attribute.t.CopyFrom(numpy_helper.from_array(precision.round(numpy_helper.to_array(attribute.t)), attribute.t.name))
+            attribute.t.CopyFrom(
+                numpy_helper.from_array(precision.round(numpy_helper.to_array(attribute.t)), attribute.t.name)
+            )
 
 
 def _casts(source: str, target: str, precision: Precision) -> list[onnx.NodeProto]:

@@ -46,7 +46,9 @@ def random_samples(inputs: Sequence[onnx.ValueInfoProto], how: RandomInputs) -> 
     """Samples drawn from a uniform distribution, and what was assumed about shapes (to be told to the user)."""
     given = dict(how.shapes or {})
     if unknown := sorted(given.keys() - {value.name for value in inputs}):
-        raise UsageError(f"--shape {unknown[0]}: the model has no such input; it reads {sorted(v.name for v in inputs)}")
+        raise UsageError(
+            f"--shape {unknown[0]}: the model has no such input; it reads {sorted(v.name for v in inputs)}"
+        )
     notes, shapes = [], {}
     for value in inputs:
         shapes[value.name], guessed = _shape(value, given.get(value.name))
@@ -101,15 +103,21 @@ def _shape(value: onnx.ValueInfoProto, given: tuple[int, ...] | None) -> tuple[t
         return given, False
     dims = value.type.tensor_type.shape.dim
     is_image = len(dims) == 4
-    shape = tuple(d.dim_value if d.dim_value > 0 else 1 if i == 0 else 64 if is_image else 16 for i, d in enumerate(dims))
+    shape = tuple(
+        d.dim_value if d.dim_value > 0 else 1 if i == 0 else 64 if is_image else 16 for i, d in enumerate(dims)
+    )
     return shape, any(d.dim_value <= 0 for d in dims)
 
 
-def _draw(value: onnx.ValueInfoProto, shape: tuple[int, ...], how: RandomInputs, rng: np.random.Generator) -> np.ndarray:
+def _draw(
+    value: onnx.ValueInfoProto, shape: tuple[int, ...], how: RandomInputs, rng: np.random.Generator
+) -> np.ndarray:
     dtype = np.dtype(helper.tensor_dtype_to_np_dtype(value.type.tensor_type.elem_type))
     if dtype == np.bool_:
         return rng.integers(0, 2, shape).astype(bool)
-    if dtype.kind in "iu":  # token ids and the like: a range given for floats makes sense for them once it spans integers
+    if (
+        dtype.kind in "iu"
+    ):  # token ids and the like: a range given for floats makes sense for them once it spans integers
         low, high = (int(how.low), int(how.high)) if how.high - how.low >= 2 and how.low >= 0 else (0, 2)
         return np.asarray(rng.integers(low, max(high, low + 1), shape), dtype=dtype)
     return np.asarray(rng.uniform(how.low, how.high, shape), dtype=dtype)

@@ -20,13 +20,18 @@ from harness.precision import Lowering, Positions, Precision
 NOTHING = Positions((), ())
 
 
-def mixed_model(model: Model, lowered: Collection[int], precision: Precision) -> tuple[onnx.ModelProto, dict[str, np.ndarray]]:
+def mixed_model(
+    model: Model, lowered: Collection[int], precision: Precision
+) -> tuple[onnx.ModelProto, dict[str, np.ndarray]]:
     """The model with the nodes `lowered` stored in `precision`, and its large weights by initialiser name.
 
     Raises UsageError for BF16 below opset 13, where ONNX has no such type in its operators.
     """
     if precision is Precision.BF16 and model.opset < 13:
-        raise UsageError(f"{model.path}: opset {model.opset} has no bfloat16 operators, 13 or newer has", hint="convert the model to opset 17")
+        raise UsageError(
+            f"{model.path}: opset {model.opset} has no bfloat16 operators, 13 or newer has",
+            hint="convert the model to opset 17",
+        )
     low, lowering = set(lowered), Lowering(model.proto, precision)
     positions = {id(n.proto): lowering.positions(n.proto, model.dtypes) for n in model.nodes if n.index in low}
     scope = _Scope(lowering, model.dtypes, weights=model.weights)
@@ -40,7 +45,9 @@ def mixed_model(model: Model, lowered: Collection[int], precision: Precision) ->
     for part in (proto.graph.node, proto.graph.initializer, proto.graph.value_info):
         del part[:]
     proto.graph.node.extend(scope.nodes)
-    used = {name for node in scope.nodes for name in (*node.input, *(c for body in subgraphs(node) for c in captured(body)))}
+    used = {
+        name for node in scope.nodes for name in (*node.input, *(c for body in subgraphs(node) for c in captured(body)))
+    }
     used |= set(model.outputs)
     proto.graph.initializer.extend(t for name, t in scope.constants.items() if name in used)
     kept_inputs = [v for v in proto.graph.input if v.name in used or v.name not in model.initialisers]
@@ -173,7 +180,9 @@ class _Scope:
         if name in self.weights:
             array = precision.store(self.weights[name])
             self.weights[lowered] = array
-            tensor = TensorProto(name=lowered, data_type=precision.onnx_type, dims=array.shape, data_location=TensorProto.EXTERNAL)
+            tensor = TensorProto(
+                name=lowered, data_type=precision.onnx_type, dims=array.shape, data_location=TensorProto.EXTERNAL
+            )
         else:
             tensor = numpy_helper.from_array(precision.store(numpy_helper.to_array(self.constants[name])), lowered)
         self.constants[lowered] = tensor
@@ -187,7 +196,9 @@ def _lower_attributes(node: onnx.NodeProto, precision: Precision) -> None:
         if attribute.name in ("to", "dtype") and attribute.i == TensorProto.FLOAT:
             attribute.i = precision.onnx_type
         elif attribute.type == onnx.AttributeProto.TENSOR and attribute.t.data_type == TensorProto.FLOAT:
-            attribute.t.CopyFrom(numpy_helper.from_array(precision.store(numpy_helper.to_array(attribute.t)), attribute.t.name))
+            attribute.t.CopyFrom(
+                numpy_helper.from_array(precision.store(numpy_helper.to_array(attribute.t)), attribute.t.name)
+            )
         elif node.op_type == "Constant" and attribute.name in ("value_float", "value_floats"):
             value = np.asarray(helper.get_attribute_value(attribute), dtype=np.float32)
             node.attribute.remove(attribute)
@@ -195,7 +206,9 @@ def _lower_attributes(node: onnx.NodeProto, precision: Precision) -> None:
             return
     names = {a.name for a in node.attribute}
     if node.op_type == "ConstantOfShape" and "value" not in names:
-        node.attribute.append(helper.make_attribute("value", numpy_helper.from_array(precision.store(np.zeros(1, np.float32)))))
+        node.attribute.append(
+            helper.make_attribute("value", numpy_helper.from_array(precision.store(np.zeros(1, np.float32))))
+        )
     if node.op_type in ("RandomNormal", "RandomUniform") and "dtype" not in names:
         node.attribute.append(helper.make_attribute("dtype", precision.onnx_type))
 

@@ -21,6 +21,13 @@ from harness.errors import ParseError, UsageError
 INLINE_BYTES = 4096  # tensors up to this size stay in the graph: shape inference and TensorRT's parser read them there
 
 
+PACKED = tuple(
+    getattr(TensorProto, name)
+    for name in ("INT4", "UINT4", "INT2", "UINT2", "FLOAT4E2M1")
+    if hasattr(TensorProto, name)
+)
+
+
 @dataclass(frozen=True)
 class Node:
     """One node of the main graph. `key` is unique in the model; `scope` is the module path in its name ("" if none)."""
@@ -89,7 +96,9 @@ def load(path: Path | str) -> Model:
     try:
         proto = onnx.load(str(path), load_external_data=False)
     except (DecodeError, OSError) as error:
-        raise ParseError(path, "content", "an ONNX model", f"{path.stat().st_size} bytes that do not decode ({error})") from error
+        raise ParseError(
+            path, "content", "an ONNX model", f"{path.stat().st_size} bytes that do not decode ({error})"
+        ) from error
     if not proto.graph.node or not proto.graph.output:
         raise ParseError(path, "graph", "at least one node and one output",
                          f"{len(proto.graph.node)} nodes, {len(proto.graph.output)} outputs (empty, truncated or not ONNX)")  # fmt: skip
@@ -154,7 +163,11 @@ def infer_dtypes(proto: onnx.ModelProto) -> dict[str, int]:
 
 def body_dtypes(graph: onnx.GraphProto, outer: Mapping[str, int], opset: int) -> dict[str, int]:
     """Tensor name -> data type inside a subgraph: inferred as a model whose inputs are what it captures from `outer`."""
-    made = {n for node in graph.node for n in node.output} | {t.name for t in graph.initializer} | {v.name for v in graph.input}
+    made = (
+        {n for node in graph.node for n in node.output}
+        | {t.name for t in graph.initializer}
+        | {v.name for v in graph.input}
+    )
     shell = onnx.ModelProto(ir_version=8)
     shell.opset_import.append(helper.make_opsetid("", opset))
     shell.graph.CopyFrom(graph)
@@ -195,6 +208,11 @@ def _take_weights(graph: onnx.GraphProto, path: Path) -> dict[str, np.ndarray]:
     weights: dict[str, np.ndarray] = {}
     for tensor in graph.initializer:
         external = external_data_helper.uses_external_data(tensor)
+        if external and tensor.data_type in PACKED:  # two or four values a byte: they stay in the graph
+            external_data_helper.load_external_data_for_tensor(tensor, str(path.parent.resolve()))
+            tensor.ClearField("external_data")
+            tensor.data_location = TensorProto.DEFAULT
+            continue
         array = _map_external(tensor, path) if external else _take_inline(tensor)
         if array is None:
             continue
@@ -211,7 +229,7 @@ def _take_weights(graph: onnx.GraphProto, path: Path) -> dict[str, np.ndarray]:
 
 
 def _take_inline(tensor: TensorProto) -> np.ndarray | None:
-    if tensor.data_type in (TensorProto.STRING, TensorProto.INT4, TensorProto.UINT4) or tensor.ByteSize() <= INLINE_BYTES:
+    if tensor.data_type in PACKED or tensor.data_type == TensorProto.STRING or tensor.ByteSize() <= INLINE_BYTES:
         return None
     array = numpy_helper.to_array(tensor)
     for name in ("raw_data", "float_data", "int32_data", "int64_data", "double_data", "uint64_data"):
@@ -232,19 +250,24 @@ def _map_external(tensor: TensorProto, path: Path) -> np.ndarray:
     shape, offset = tuple(tensor.dims), info.offset or 0
     count = int(np.prod(shape, dtype=np.int64))
     if file.stat().st_size < offset + count * dtype.itemsize:
-        raise ParseError(path, where, f"{offset + count * dtype.itemsize} bytes in {info.location}", f"{file.stat().st_size} bytes")
+        raise ParseError(
+            path, where, f"{offset + count * dtype.itemsize} bytes in {info.location}", f"{file.stat().st_size} bytes"
+        )
     if count == 0:
         return np.zeros(shape, dtype)
     return np.memmap(file, dtype=dtype, mode="r", offset=offset, shape=shape)
 
 
 def _name_nodes(graph: onnx.GraphProto) -> list[Node]:
-    """Give every node a unique key: its name, else its first output (unique by construction), else both."""
-    counts = Counter(node.name for node in graph.node)
+    """Give every node a unique key: its name, else its first output; a name that stands several times gets both."""
+    counts = Counter(node.name for node in walk(graph))
     nodes = []
+    for node in walk(graph):  # ONNX Runtime refuses names that stand twice
+        if counts[node.name] > 1 and node.name:
+            node.name = f"{node.name}:{next((name for name in node.output if name), '')}"
     for index, node in enumerate(graph.node):
         output = next((name for name in node.output if name), f"{node.op_type}#{index}")
-        key = output if not node.name else node.name if counts[node.name] == 1 else f"{node.name}:{output}"
+        key = node.name or output
         nodes.append(Node(index, key, node.op_type, scope_of(key), node))
     return nodes
 

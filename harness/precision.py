@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import enum
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -39,10 +39,11 @@ class Precision(enum.StrEnum):
 
 # Operators whose output values are a selection of their input values, or monotone and odd in them: rounding the output
 # is the same as rounding the inputs, so one rounding is enough (and none, if every input is rounded already).
-EXACT_OPS = frozenset(
-    "Abs Concat DepthToSpace Dropout Expand Flatten Gather GatherElements GatherND GlobalMaxPool Identity Max MaxPool Min Neg"
-    " ReduceMax ReduceMin Relu Reshape Slice SpaceToDepth Split Squeeze Tile TopK Transpose Unsqueeze".split()
-)
+EXACT_OPS = frozenset({
+    "Abs", "Concat", "DepthToSpace", "Dropout", "Expand", "Flatten", "Gather", "GatherElements", "GatherND",
+    "GlobalMaxPool", "Identity", "Max", "MaxPool", "Min", "Neg", "ReduceMax", "ReduceMin", "Relu", "Reshape", "Slice",
+    "SpaceToDepth", "Split", "Squeeze", "Tile", "TopK", "Transpose", "Unsqueeze",
+})  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -73,7 +74,9 @@ class Lowering:
         outputs = [i for i, name in enumerate(node.output) if dtypes.get(name) == TensorProto.FLOAT]
         if bodies := subgraphs(node):
             names = sorted({name for body in bodies for name in captured(body)} - set(node.input))
-            return Positions(tuple(inputs), tuple(outputs), tuple(n for n in names if dtypes.get(n) == TensorProto.FLOAT))
+            return Positions(
+                tuple(inputs), tuple(outputs), tuple(n for n in names if dtypes.get(n) == TensorProto.FLOAT)
+            )
         schema = self._schema(node)
         if schema is None or node.op_type in ("Shape", "Size"):
             return Positions((), ())
@@ -89,7 +92,7 @@ class Lowering:
         except defs.SchemaError:
             return None
 
-    def _allows(self, schema: defs.OpSchema, formals: list[defs.OpSchema.FormalParameter], index: int) -> bool:
+    def _allows(self, schema: defs.OpSchema, formals: Sequence[defs.OpSchema.FormalParameter], index: int) -> bool:
         if not formals:
             return False
         formal = formals[min(index, len(formals) - 1)]  # the last one may be variadic

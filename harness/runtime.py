@@ -63,7 +63,9 @@ def check_feeds(inputs: Sequence[onnx.ValueInfoProto], feeds: Feeds, origin: str
     """Raise UsageError if names, ranks, fixed dimensions or dtypes of `feeds` do not fit the model's inputs."""
     expected = {value.name: value for value in inputs}
     if missing := sorted(expected.keys() - feeds.keys()):
-        raise UsageError(f"{origin}: no array for input {missing[0]!r}; the model reads {sorted(expected)}, got {sorted(feeds)}")
+        raise UsageError(
+            f"{origin}: no array for input {missing[0]!r}; the model reads {sorted(expected)}, got {sorted(feeds)}"
+        )
     if unknown := sorted(feeds.keys() - expected.keys()):
         raise UsageError(f"{origin}: the model has no input {unknown[0]!r}; it reads {sorted(expected)}")
     for name, value in expected.items():
@@ -74,10 +76,14 @@ def check_feeds(inputs: Sequence[onnx.ValueInfoProto], feeds: Feeds, origin: str
             raise UsageError(f"{origin}: input {name!r}: expected dtype {dtype}, got {array.dtype}",
                              hint=f"store it with .astype('{dtype}')")  # fmt: skip
         shape = [d.dim_value if d.dim_value > 0 else None for d in tensor.shape.dim]
-        fits = len(shape) == array.ndim and all(want in (None, got) for want, got in zip(shape, array.shape, strict=True))
+        fits = len(shape) == array.ndim and all(
+            want in (None, got) for want, got in zip(shape, array.shape, strict=True)
+        )
         if tensor.HasField("shape") and not fits:
             text = "x".join("?" if want is None else str(want) for want in shape) or "scalar"
-            raise UsageError(f"{origin}: input {name!r}: expected shape {text}, got {'x'.join(map(str, array.shape)) or 'scalar'}")
+            raise UsageError(
+                f"{origin}: input {name!r}: expected shape {text}, got {'x'.join(map(str, array.shape)) or 'scalar'}"
+            )
 
 
 def _external_initialisers(graph: onnx.GraphProto) -> set[str]:

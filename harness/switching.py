@@ -54,7 +54,9 @@ def if_node(
     return helper.make_node("If", [condition], present, name=name, then_branch=branches[0], else_branch=branches[1])
 
 
-def _branch(nodes: Sequence[onnx.NodeProto], outputs: Sequence[str], dtypes: Mapping[str, int], tag: str) -> onnx.GraphProto:
+def _branch(
+    nodes: Sequence[onnx.NodeProto], outputs: Sequence[str], dtypes: Mapping[str, int], tag: str
+) -> onnx.GraphProto:
     """A branch of If: its outputs are renamed, since a subgraph must not reuse the names of the graph around it."""
     renamed = {name: f"{name}|{tag}" for name in outputs}
     copies = []
@@ -63,7 +65,9 @@ def _branch(nodes: Sequence[onnx.NodeProto], outputs: Sequence[str], dtypes: Map
         copy.CopyFrom(node)
         copy.output[:] = [renamed.get(n, n) for n in copy.output]
         copies.append(copy)
-    values = [helper.make_tensor_value_info(renamed[name], dtypes.get(name, TensorProto.UNDEFINED), None) for name in outputs]
+    values = [
+        helper.make_tensor_value_info(renamed[name], dtypes.get(name, TensorProto.UNDEFINED), None) for name in outputs
+    ]
     return helper.make_graph(copies, tag, [], values)
 
 

@@ -85,7 +85,9 @@ class LocalPool:
     def next_done(self) -> Done:
         while True:
             busy = [worker for worker in self._workers if worker.query is not None]
-            wait([worker.pipe for worker in busy], timeout=min((worker.seconds_left() for worker in busy), default=None))
+            wait(
+                [worker.pipe for worker in busy], timeout=min((worker.seconds_left() for worker in busy), default=None)
+            )
             for worker in busy:
                 if (done := worker.collect(self._timeout_s)) is not None:
                     return done
@@ -187,7 +189,9 @@ def _serve(pipe: Connection, recipe: Recipe, log: Path) -> None:
         pipe.send(("error", (str(error), error.hint, error.exit_code)))
         return
     except Exception as error:
-        pipe.send(("error", (f"loading the model failed: {type(error).__name__}: {error}", f"see {log}", EXIT_INTERNAL)))
+        pipe.send(
+            ("error", (f"loading the model failed: {type(error).__name__}: {error}", f"see {log}", EXIT_INTERNAL))
+        )
         raise  # the traceback goes to the worker's log
     pipe.send(("ready", None))
     while True:

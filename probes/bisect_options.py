@@ -4,24 +4,31 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from harness.errors import UsageError
-from harness.precision import Precision
-from probes.settings import FAULTS, Settings
+
+if TYPE_CHECKING:
+    from probes.settings import Settings
+
+# Spelt out here so that `probe --help` need not load the libraries behind them; a test holds them together.
+FAULTS = ("precision", "finite", "compare", "build", "check")
+PRECISIONS = ("fp16", "bf16")
 
 FILE = click.Path(dir_okay=False, path_type=Path)
 FOLDER = click.Path(file_okay=False, path_type=Path)
 
 
-class Shape(click.ParamType):
+class Shape(click.ParamType):  # type: ignore[type-arg]  # generic since click 8.2 only
     """NAME:1x128, as in trtexec."""
 
     name = "NAME:1x128"
 
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[str, tuple[int, ...]]:
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> tuple[str, tuple[int, ...]]:
         if isinstance(value, tuple):
             return value
         name, colon, dims = str(value).rpartition(":")
@@ -34,7 +41,7 @@ class Shape(click.ParamType):
         return name, shape
 
 
-class Range(click.ParamType):
+class Range(click.ParamType):  # type: ignore[type-arg]
     """LOW:HIGH."""
 
     name = "LOW:HIGH"
@@ -56,7 +63,7 @@ _OPTIONS = (
     click.option("--fault", type=click.Choice(FAULTS), default="precision", show_default=True,
                  help="precision: which nodes must stay in FP32; finite: which make NaN or Inf; compare: which differ from --good;"
                  " build: which break the build; check: which fail your own --check."),
-    click.option("--precision", type=click.Choice([p.value for p in Precision]), default="fp16", show_default=True,
+    click.option("--precision", type=click.Choice(PRECISIONS), default="fp16", show_default=True,
                  help="What tensors are lowered to."),
     click.option("--tolerance", type=click.FloatRange(min=0), default=1e-2, show_default=True,
                  help="Relative L2 error that every output may have."),
@@ -90,10 +97,15 @@ def bisect_options(command: Callable[..., Any]) -> Callable[..., Any]:
 
 def to_settings(values: dict[str, Any]) -> Settings:
     """`Settings` from what click parsed (without --out, --resume and --json)."""
+    from harness.precision import Precision
+    from probes.settings import Settings
+
     values = dict(values)
     if values["model"] is None:
         raise UsageError("which model?", hint="probe bisect MODEL.onnx, or probe bisect --resume DIR")
     values["low"], values["high"] = values.pop("bounds")
     if values["dask"] is not None and values["jobs"] > 1:
-        raise UsageError("--jobs and --dask exclude each other", hint="leave --jobs out: the cluster's workers are used")
+        raise UsageError(
+            "--jobs and --dask exclude each other", hint="leave --jobs out: the cluster's workers are used"
+        )
     return Settings(**{**values, "precision": Precision(values["precision"])})

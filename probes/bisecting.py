@@ -137,7 +137,11 @@ class _Evaluations:
         while (known := self._journal.recall(phase, query)) is None:
             pool = self._open()
             for likely in upcoming or self._likely(query, pool.width):
-                if len(self._flying) < pool.width and likely not in self._flying and likely not in self._journal.answers(phase):
+                if (
+                    len(self._flying) < pool.width
+                    and likely not in self._flying
+                    and likely not in self._journal.answers(phase)
+                ):
                     self._spend()
                     pool.submit(likely)
                     self._flying.add(likely)
@@ -169,7 +173,11 @@ class _Evaluations:
                 self._pool = DaskPool(recipe, settings.dask, timeout_s=settings.timeout)
             else:
                 # A recipe that runs programs of its own stops them when their time is up; ours is then longer.
-                limit = None if settings.timeout is None else settings.timeout * settings.repeat + (30 if self._question.runs_programs else 0)
+                limit = (
+                    None
+                    if settings.timeout is None
+                    else settings.timeout * settings.repeat + (30 if self._question.runs_programs else 0)
+                )
                 self._pool = LocalPool(recipe, settings.jobs, timeout_s=limit, log_folder=self._session.raw)
         return self._pool
 
@@ -177,13 +185,17 @@ class _Evaluations:
         question = self._question
         best = search.best_applied(self._journal.answers(question.phase), question.wanted, question.signature)
         left = len(question.candidates) - len(best)
-        return f"{self._journal.evaluations} evaluations, {left} of {len(question.candidates)} {question.kept_word} so far"
+        return (
+            f"{self._journal.evaluations} evaluations, {left} of {len(question.candidates)} {question.kept_word} so far"
+        )
 
 
 class _Report:
     """Writes candidates.json, result.json and report.html, of a finished search or of what an interrupted one has."""
 
-    def __init__(self, settings: Settings, model: Model, session: Session, question: Question, journal: Journal, began: float) -> None:
+    def __init__(
+        self, settings: Settings, model: Model, session: Session, question: Question, journal: Journal, began: float
+    ) -> None:
         self._settings, self._model, self._session = settings, model, session
         self.question, self._journal, self._began = question, journal, began
 
@@ -276,5 +288,3 @@ def _versions() -> dict[str, str]:
 def _sha256(path: Path) -> str:
     with path.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
-
-

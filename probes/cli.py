@@ -99,7 +99,9 @@ def bisect(out: Path | None, resume: Path | None, json_file: Path | None, **valu
     from probes import bisecting
 
     if resume is not None and (values["model"] is not None or out is not None):
-        raise UsageError("--resume takes the model and all options from the session", hint=f"probe bisect --resume {resume}")
+        raise UsageError(
+            "--resume takes the model and all options from the session", hint=f"probe bisect --resume {resume}"
+        )
     with progress("bisecting") as tell:
         if resume is not None:
             bisection = bisecting.resume(resume, tell)
@@ -119,7 +121,9 @@ def _bisect_screen(session: Session) -> Iterable[Any]:
     yield run.facts
     if run.culprits:
         shown = run.culprits[:MOST_ROWS]
-        rows = ((c.node, c.op_type, c.scope, "" if c.sensitivity is None else units.percent(c.sensitivity)) for c in shown)
+        rows = (
+            (c.node, c.op_type, c.scope, "" if c.sensitivity is None else units.percent(c.sensitivity)) for c in shown
+        )
         yield table(("node", "op", "scope", "error if alone"), rows)
         if len(shown) < len(run.culprits):
             yield f"{len(shown)} of {len(run.culprits)} shown; all of them are in the report"

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import onnx
@@ -12,11 +14,11 @@ from harness import submodel
 from harness.building import BuildOptions
 from harness.emulate import lowerable
 from harness.errors import UsageError
+from harness.hybrid import Hybrid
 from harness.inputs import load_samples
 from harness.mixed import mixed_model
 from harness.model import Model
 from harness.record import Answer, Outcome, Session
-from harness.hybrid import Hybrid
 from harness.runtime import RunFailed, Runner
 from harness.tracing import Origin, suspects, trace_nonfinite
 from harness.workers import Query, Recipe
@@ -89,7 +91,9 @@ def _precision(settings: Settings, model: Model, samples: tuple[Path, ...], sess
 def _lowering(settings: Settings, model: Model, samples: tuple[Path, ...], policy: str) -> Question:
     candidates = _lowerable(settings, model)
     measures = policy == "accuracy"
-    recipe = Lowered(settings.model.absolute(), samples, settings.precision, policy, settings.tolerance, _threads(settings))
+    recipe = Lowered(
+        settings.model.absolute(), samples, settings.precision, policy, settings.tolerance, _threads(settings)
+    )
     return Question(
         f"lower/{policy}", candidates, recipe, f"lowered to {settings.precision.value.upper()}", "kept in FP32",
         _search(settings, candidates, settings.tolerance if measures else None), measures=measures,
@@ -173,9 +177,15 @@ def _tell(origin: Origin, model: Model) -> str:
     where = model.nodes[origin.node].key if origin.node is not None else f"{origin.source} {origin.tensor}"
     of = "finite inputs" if origin.inputs_finite else "inputs that are not finite themselves"
     counts = origin.counts
-    kinds = ", ".join(f"{n} {kind}" for n, kind in ((counts.nan, "NaN"), (counts.pos_inf, "+inf"), (counts.neg_inf, "-inf")) if n)
+    kinds = ", ".join(
+        f"{n} {kind}" for n, kind in ((counts.nan, "NaN"), (counts.pos_inf, "+inf"), (counts.neg_inf, "-inf")) if n
+    )
     reach = f"reaches {', '.join(origin.reaches)}" if origin.reaches else "reaches no output"
-    made = f"makes {kinds} of {counts.size} values out of {of}" if origin.node is not None else f"holds {kinds} of {counts.size} values"
+    made = (
+        f"makes {kinds} of {counts.size} values out of {of}"
+        if origin.node is not None
+        else f"holds {kinds} of {counts.size} values"
+    )
     return f"{where} {made}; {reach}"
 
 
@@ -184,13 +194,20 @@ def _tell(origin: Origin, model: Model) -> str:
 
 def _compare(settings: Settings, model: Model, samples: tuple[Path, ...], session: Session) -> Question:
     assert settings.good is not None
-    recipe = Swapped(settings.model.absolute(), settings.good.absolute(), samples, settings.tolerance, _threads(settings))
+    recipe = Swapped(
+        settings.model.absolute(), settings.good.absolute(), samples, settings.tolerance, _threads(settings)
+    )
     matching = recipe.matching()
     parts = Hybrid(matching).parts
-    candidates = [Candidate(p.index, p.key, "+".join(dict.fromkeys(p.op_types)), p.scope, p.nodes or (p.key,)) for p in parts]
+    candidates = [
+        Candidate(p.index, p.key, "+".join(dict.fromkeys(p.op_types)), p.scope, p.nodes or (p.key,)) for p in parts
+    ]
     divergent = matching.first_divergent(settings.tolerance)
     notes = [f"{len(matching.pairs)} tensors matched, {len(parts)} regions differ"]
-    notes += [f"first beyond the tolerance: {pair.tensor} ({pair.op_type}), error {pair.error:.3g}" for pair in divergent[:MOST_NOTES]]
+    notes += [
+        f"first beyond the tolerance: {pair.tensor} ({pair.op_type}), error {pair.error:.3g}"
+        for pair in divergent[:MOST_NOTES]
+    ]
     return Question("compare", candidates, recipe, f"taken from {settings.model.name}", f"taken from {settings.good.name}",
                      _search(settings, candidates, settings.tolerance), measures=True,
                      repair=lambda found, session, answer: Repair(None, tuple(notes)))  # fmt: skip
@@ -203,10 +220,24 @@ def _build(settings: Settings, model: Model, samples: tuple[Path, ...], session:
     candidates = from_nodes(model, range(len(model.nodes)))
     options = BuildOptions(backend=settings.backend or "trt-rtx")
     recipe = Built(settings.model.absolute(), samples[0], options, session.raw, settings.timeout)
+    recipe = dataclasses.replace(recipe, freeze=_fails_frozen(recipe, len(model.nodes), session))
     if settings.reduce:
-        return _reducing(settings, model, candidates, Built(**{**vars(recipe), "taken_out": True}), samples[0])
+        return _reducing(settings, model, candidates, dataclasses.replace(recipe, taken_out=True), samples[0])
     return Question("build", candidates, recipe, "left in", "commented out", _search(settings, candidates, None), baseline=False,
                      runs_programs=True, repair=_failing_parts(settings, model, recipe))  # fmt: skip
+
+
+def _fails_frozen(recipe: Built, nodes: int, session: Session) -> bool:
+    """Whether the failure is still there, and the same, with the sample's shapes for dynamic ones (kept for --resume).
+
+    Fixed shapes spare sub-models trouble that the cut itself makes; but some failures are about dynamic shapes.
+    """
+    note = "raw/freeze.json"
+    if not (session.folder / note).exists():
+        whole = frozenset(range(nodes))
+        given, frozen = recipe.prepare()(whole), dataclasses.replace(recipe, freeze_whole=True).prepare()(whole)
+        session.write_json(note, {"freeze": given == frozen})
+    return bool(session.read_json(note)["freeze"])
 
 
 def _failing_parts(settings: Settings, model: Model, recipe: Built) -> MakeRepair:
@@ -217,10 +248,10 @@ def _failing_parts(settings: Settings, model: Model, recipe: Built) -> MakeRepai
         for number, culprit in enumerate(found.kept, 1):
             others = frozenset(found.kept) - {culprit}
             rest = [n.index for n in model.nodes if n.index not in others]
-            part = Built(**{**vars(recipe), "taken_out": True, "absent": others})
+            part = dataclasses.replace(recipe, taken_out=True, absent=others)
             question = Question(
                 f"reduce/{model.nodes[culprit].key}", from_nodes(model, rest), part, "taken out", "left in",
-                lambda rest=rest, culprit=culprit: _alone_first(culprit, rest), wanted=Outcome.FAIL, baseline=False, runs_programs=True,
+                partial(_alone_first, culprit, rest), wanted=Outcome.FAIL, baseline=False, runs_programs=True,
             )  # fmt: skip
             smallest = answer(question)
             path = session.folder / f"{model.path.stem}.culprit-{number}.onnx"
@@ -256,7 +287,7 @@ def _check(settings: Settings, model: Model, samples: tuple[Path, ...], session:
     recipe = Checked(settings.model.absolute(), settings.check, session.raw, settings.timeout, settings.precision)
     if settings.reduce:
         candidates = from_nodes(model, range(len(model.nodes)))
-        return _reducing(settings, model, candidates, Checked(**{**vars(recipe), "sample": samples[0]}), samples[0])
+        return _reducing(settings, model, candidates, dataclasses.replace(recipe, sample=samples[0]), samples[0])
     candidates = _lowerable(settings, model)
     return Question(
         "check/lower", candidates, recipe, f"lowered to {settings.precision.value.upper()}", "kept in FP32", _search(settings, candidates, None),
@@ -265,7 +296,9 @@ def _check(settings: Settings, model: Model, samples: tuple[Path, ...], session:
     )  # fmt: skip
 
 
-def _reducing(settings: Settings, model: Model, candidates: Sequence[Candidate], recipe: Recipe, sample: Path) -> Question:
+def _reducing(
+    settings: Settings, model: Model, candidates: Sequence[Candidate], recipe: Recipe, sample: Path
+) -> Question:
     """The smallest failing sub-model: take out as much as possible while the very same failure stays."""
     ids = [c.id for c in candidates]
 
@@ -273,15 +306,31 @@ def _reducing(settings: Settings, model: Model, candidates: Sequence[Candidate],
         whole = yield Ask(frozenset(), ((1.0, Answer(Outcome.FAIL)),))
         if whole.outcome is not Outcome.FAIL:
             return Found(frozenset(ids))  # it does not fail: nothing to find
-        return (yield from smallest_kept(ids, wanted=Outcome.FAIL, signature=whole.signature, groups=by_scope(candidates), scope_first=True))
+        return (
+            yield from smallest_kept(
+                ids, wanted=Outcome.FAIL, signature=whole.signature, groups=by_scope(candidates), scope_first=True
+            )
+        )
 
     def write(found: Found, session: Session, answer: AnswerQuestion) -> Repair:
         if not found.kept:
             return Repair()
         path = session.folder / f"{model.path.stem}.reduced.onnx"
         _save_part(model, found.kept, sample, path)
-        return Repair(path.name, (f"{path.name} is the smallest part that still fails: {len(found.kept)} of {len(candidates)} nodes",))
+        return Repair(
+            path.name,
+            (f"{path.name} is the smallest part that still fails: {len(found.kept)} of {len(candidates)} nodes",),
+        )
 
-    return Question("reduce", candidates, recipe, "taken out", "left in", search, wanted=Outcome.FAIL, baseline=False, runs_programs=True, repair=write)
-
-
+    return Question(
+        "reduce",
+        candidates,
+        recipe,
+        "taken out",
+        "left in",
+        search,
+        wanted=Outcome.FAIL,
+        baseline=False,
+        runs_programs=True,
+        repair=write,
+    )

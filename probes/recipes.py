@@ -111,16 +111,17 @@ class Swapped:
 
 @dataclass(frozen=True)
 class Built:
-    """Query: the nodes left in (`taken_out`: the nodes taken out). FAIL if the sub-model shows the failure `wanted`."""
+    """Query: the nodes left in (`taken_out`: the nodes taken out). FAIL, with its signature, if the sub-model does not build."""
 
     model: Path
     sample: Path
     options: BuildOptions
     folder: Path
     timeout_s: float | None
-    wanted: tuple[str, ...] | None = None  # any failure, if None
     taken_out: bool = False
     absent: frozenset[int] = frozenset()  # nodes that are never there
+    freeze: bool = True  # inputs of sub-models have the sample's shapes; False keeps dynamic dimensions dynamic
+    freeze_whole: bool = False  # treat the whole model as a sub-model, too
 
     def prepare(self) -> Evaluate:
         model, (feeds,) = models.load(self.model), inputs.load_samples([self.sample])
@@ -133,11 +134,17 @@ class Built:
             if not keep:
                 return Answer(Outcome.PASS)
             with _scratch(self.folder) as folder:
-                proto = model.proto if keep == whole else submodel.extract(model, keep, facts)
+                proto = (
+                    model.proto
+                    if keep == whole and not self.freeze_whole
+                    else submodel.extract(model, keep, facts, freeze=self.freeze)
+                )
                 path = submodel.save(proto, model.weights, folder / "candidate.onnx")
-                shapes = submodel.shapes_of(proto, facts)
-                result = building.build(path, self.options, shapes=shapes, timeout_s=self.timeout_s, folder=folder, names=names)
-            return building.judge(result, self.wanted)
+                shapes = submodel.input_shapes(proto, facts)
+                result = building.build(
+                    path, self.options, shapes=shapes, timeout_s=self.timeout_s, folder=folder, names=names
+                )
+            return building.judge(result)
 
         return evaluate
 

@@ -12,8 +12,6 @@ from typing import Any
 from harness.errors import UsageError
 from harness.precision import Precision
 
-FAULTS = ("precision", "finite", "compare", "build", "check")
-
 
 @dataclass(frozen=True)
 class Settings:
@@ -43,7 +41,11 @@ class Settings:
 
     def check_consistency(self) -> None:
         """Raise UsageError for options that do not go together or lack their partner."""
-        needs = {"compare": ("good", "--good OTHER.onnx"), "build": ("backend", "--backend trt-rtx"), "check": ("check", "--check 'CMD {model}'")}
+        needs = {
+            "compare": ("good", "--good OTHER.onnx"),
+            "build": ("backend", "--backend trt-rtx"),
+            "check": ("check", "--check 'CMD {model}'"),
+        }
         for fault, (name, option) in needs.items():
             given = getattr(self, name) is not None
             if fault == self.fault and not given:

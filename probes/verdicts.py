@@ -15,7 +15,10 @@ Policy = Callable[[Sequence[Outputs], Sequence[Outputs]], Answer]
 
 def accuracy(samples: Sequence[Outputs], reference: Sequence[Outputs], *, tolerance: float) -> Answer:
     """PASS if every output of every sample is within `tolerance` (relative L2) and holds no new NaN or Inf."""
-    error = max((_error(got, want) for a, b in zip(samples, reference, strict=True) for got, want in zip(a, b, strict=True)), default=0.0)
+    error = max(
+        (_error(got, want) for a, b in zip(samples, reference, strict=True) for got, want in zip(a, b, strict=True)),
+        default=0.0,
+    )
     return Answer(Outcome.PASS if error <= tolerance else Outcome.FAIL, error)
 
 

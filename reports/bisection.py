@@ -305,13 +305,14 @@ def _graph_caption(run: Bisection) -> str:
     count = f"{units.plural(len(run.candidates), 'candidate')}, {units.plural(guilty, 'culprit')}"
     scoped = any(candidate.scope for candidate in run.candidates)
     below = "scopes below, those with culprits in orange" if scoped else "the node names carry no scopes"
-    return f"{count}, from the model's inputs (left) to its outputs. Height: error of lowering that one alone; {below}."
+    return f"{count}, from the model's inputs (left) to its outputs. Height: sensitivity; {below}."
 
 
 def _ranks_caption(run: Bisection) -> str:
     ranked = figures.rank(run.candidates)
-    shown = min(len(ranked), figures.TOP)
+    shown, measured = (sum(map(len, groups)) for groups in (ranked[: figures.TOP], ranked))
+    cut = f"The {units.count(shown)} most sensitive of" if shown < measured else "All"
     return (
-        f"The {shown} most sensitive of {units.count(len(ranked))} measured"
-        f" ({units.plural(len(run.candidates), 'candidate')} in all): relative L2 error in percent of lowering that one alone."
+        f"{cut} {units.count(measured)} measured ({units.plural(len(run.candidates), 'candidate')} in all), as relative L2 error in percent."
+        " Candidates measured as one group share a bar: the group's error over the root of its size."
     )

@@ -20,14 +20,15 @@ from reports import units
 from reports.schema import Candidate, Step
 
 TOP = 30  # bars of the ranked sensitivities
-NUMBERED = 20  # culprits with their number beside them; more would overprint
+NUMBERED = 20  # culprits with their number and a line through their scopes; more would overprint
+MANY = 300  # steps; beyond, smaller marks
 LEVELS = 4  # rows of scopes under the graph
 
 CULPRIT, OTHER, QUIET = "#d9592b", "#3f83d6", "#8b929b"
 _TINT_CULPRIT, _TINTS = "rgba(217,89,43,.42)", ("rgba(93,125,160,.30)", "rgba(93,125,160,.17)")
 _ZERO, _NO_VALUE = "≤ 0", "no value"
 _GRID, _BAND = "rgba(128,128,128,.25)", "rgba(128,128,128,.10)"
-_MARKS = {
+_MARKS: dict[Outcome, dict[str, Any]] = {
     Outcome.PASS: {"symbol": "circle", "size": 8, "color": OTHER},
     Outcome.FAIL: {"symbol": "x", "size": 8, "color": CULPRIT},
     Outcome.UNRESOLVED: {"symbol": "diamond-open", "size": 10, "color": QUIET, "line": {"width": 2}},
@@ -69,7 +70,7 @@ class Scale:
 
     def axis(self, title: str) -> dict[str, Any]:
         """The layout of an axis in percent, its ticks at decades (at 1, 2, 5 where there are few)."""
-        edges = [self.low - 0.1 * self.lane, self.high + 0.1 * self.lane]
+        edges = [self.low - 0.3 * self.lane, self.high + 0.3 * self.lane]  # room for half a mark
         edges += [position + side * self.lane / 2 for position in self.lanes.values() for side in (-1, 1)]
         return _AXIS | {
             "title": {"text": title, "standoff": 12},
@@ -143,37 +144,44 @@ def draw_graph(candidates: Sequence[Candidate]) -> go.Figure | None:
 
 
 def draw_sensitivities(candidates: Sequence[Candidate], tolerance: float | None = None) -> go.Figure | None:
-    """The `TOP` most sensitive candidates as bars: relative L2 error in percent of lowering that one alone."""
+    """The `TOP` highest sensitivities as bars (relative L2 error in percent, log)."""
     ranked = rank(candidates)[:TOP]
     if not ranked:
         return None
-    finite = [100 * c.sensitivity for c in ranked if c.sensitivity is not None and math.isfinite(c.sensitivity)]
-    longest = min(max(finite, default=0), _MOST) or 1.0
-    figure = _figure(height=90 + 22 * len(ranked))
+    limit = tolerance if _lane(tolerance) is None else None
+    scale = Scale.of([*(group[0].sensitivity for group in ranked), *([limit] if limit else [])])
+    axis = scale.axis("sensitivity (relative L2, %, log)")
+    start = axis["range"][0]
+    figure = _figure(height=110 + 22 * len(ranked))
     hatch = {"shape": "/", "fillmode": "overlay", "solidity": 0.25, "size": 6}
     for name, marker in (("culprit", {"color": CULPRIT, "pattern": hatch}), ("other", {"color": OTHER})):
-        rows = [(place, c) for place, c in enumerate(ranked) if c.culprit is (name == "culprit")]
+        rows = [(place, group) for place, group in enumerate(ranked) if group[0].culprit is (name == "culprit")]
         figure.add_bar(
-            name=f"{name} ({len(rows)})", orientation="h", marker=marker,
-            y=[place for place, _ in rows], x=[_length(c, longest) for _, c in rows],
-            text=[units.percent(c.sensitivity) for _, c in rows], textposition="outside", cliponaxis=False,
-            hovertext=[_describe(c) for _, c in rows], hovertemplate="%{hovertext}<extra></extra>",
+            name=f"{name} ({units.count(sum(len(group) for _, group in rows))})", orientation="h", marker=marker,
+            y=[place for place, _ in rows], x=[scale.position(group[0].sensitivity) - start for _, group in rows], base=start,
+            text=[units.percent(group[0].sensitivity) for _, group in rows], textposition="outside", cliponaxis=False,
+            hovertext=["<br>".join([_describe(group[0]), *_others(group)]) for _, group in rows],
+            hovertemplate="%{hovertext}<extra></extra>",
         )  # fmt: skip
     figure.update_layout(
-        barmode="overlay", bargap=0.3, margin={"r": 56},
-        xaxis=_AXIS | {"title": {"text": "relative L2 error when lowered alone (%)"}, "range": [0, 1.1 * longest]},
-        yaxis=_AXIS | {"tickvals": list(range(len(ranked))), "ticktext": [label(c.key, 34, head=0) for c in ranked]}
-        | {"range": [len(ranked) - 0.5, -0.5], "showgrid": False},
+        barmode="overlay", bargap=0.3, margin={"r": 56}, xaxis=axis, shapes=[_turned(band) for band in scale.bands()],
+        yaxis=_AXIS | {"tickvals": list(range(len(ranked))), "range": [len(ranked) - 0.5, -0.5], "showgrid": False}
+        | {"ticktext": [" ".join([label(group[0].key, 34, head=0), *_others(group)]) for group in ranked]},
     )  # fmt: skip
-    if tolerance and 0 < 100 * tolerance < longest:
-        _draw_tolerance(figure, tolerance, x=100 * tolerance)
+    if limit:
+        _draw_tolerance(figure, limit, x=_log(limit))
     return figure
 
 
-def rank(candidates: Iterable[Candidate]) -> list[Candidate]:
-    """Candidates with a measured sensitivity, the most sensitive first, not finite before all."""
-    measured = [c for c in candidates if c.sensitivity is not None]
-    return sorted(measured, key=lambda c: (-_magnitude(c.sensitivity), c.key))
+def rank(candidates: Iterable[Candidate]) -> list[list[Candidate]]:
+    """Candidates with a sensitivity, the most sensitive first, not finite before all.
+
+    Those of one value stand together (they were measured as one group); a culprit always stands alone.
+    """
+    measured = [candidate for candidate in candidates if candidate.sensitivity is not None]
+    measured.sort(key=lambda c: (-_magnitude(c.sensitivity), not c.culprit))
+    groups = groupby(enumerate(measured), lambda row: row[0] if row[1].culprit else -1 - _magnitude(row[1].sensitivity))
+    return [[candidate for _, candidate in group] for _, group in groups]
 
 
 def scope_levels(scopes: Sequence[str]) -> list[list[ScopePath]]:
@@ -201,10 +209,11 @@ def _figure(height: int) -> go.Figure:
 
 
 def _draw_outcomes(figure: go.Figure, steps: Sequence[Step], height: Callable[[Step], float]) -> None:
+    scale = 1.0 if len(steps) <= MANY else 0.6
     for outcome, mark in _MARKS.items():
         rows = [step for step in steps if step.outcome is outcome]
         figure.add_scatter(
-            name=f"{outcome} ({units.count(len(rows))})", mode="markers", marker=mark, visible=True if rows else "legendonly",
+            name=f"{outcome} ({units.count(len(rows))})", mode="markers", marker=mark | {"size": scale * mark["size"]}, visible=True if rows else "legendonly",
             x=[step.step for step in rows], y=[height(step) for step in rows],
             hovertext=[_describe_step(step) for step in rows], hovertemplate="%{hovertext}<extra></extra>",
         )  # fmt: skip
@@ -238,10 +247,11 @@ def _draw_places(figure: go.Figure, candidates: Sequence[Candidate], scale: Scal
             text=[f"#{number}" for number in range(1, len(rows) + 1)] if name == "culprit" and len(rows) <= NUMBERED else None,
             hovertext=[_describe(c) for _, c in rows], hovertemplate="%{hovertext}<extra></extra>",
         )  # fmt: skip
+    numbered = len(culprits) <= NUMBERED
     drop = {"type": "line", "y0": 0, "y1": 1, "yref": "paper", "layer": "below"}
     drop["line"] = {"color": CULPRIT, "width": 1, "dash": "dot"}
-    drops = [drop | {"x0": x, "x1": x} for x, _ in culprits]  # from each culprit through its scopes
-    figure.update_layout(yaxis=scale.axis("sensitivity (%, log)"), shapes=[*scale.bands(), *drops])
+    drops = [drop | {"x0": x, "x1": x} for x, _ in culprits if numbered]  # through its scopes
+    figure.update_layout(yaxis=scale.axis("sensitivity (relative L2, %, log)"), shapes=[*scale.bands(), *drops])
 
 
 def _sides(places: Sequence[int], total: int) -> list[str]:
@@ -276,6 +286,16 @@ def _runs(scopes: Sequence[ScopePath]) -> list[tuple[int, int, ScopePath]]:
     return runs
 
 
+def _others(group: Sequence[Candidate]) -> list[str]:
+    return [f"and {units.count(len(group) - 1)} more"] if len(group) > 1 else []
+
+
+def _turned(shape: dict[str, Any]) -> dict[str, Any]:
+    """A shape that lies across, upright."""
+    swap = {"x0": "y0", "x1": "y1", "y0": "x0", "y1": "x1", "xref": "yref"}
+    return {swap.get(key, key): value for key, value in shape.items()}
+
+
 def _describe_step(step: Step) -> str:
     value = _NO_VALUE if step.value is None else units.percent(step.value)
     cached = ", from cache" if step.cached else ""
@@ -300,10 +320,6 @@ def _lane(value: float | None) -> str | None:
 def _log(value: float) -> float:
     """The logarithm, kept off the ends of what a float holds, where ticks would overflow."""
     return math.log10(min(max(value, 1 / _MOST), _MOST))
-
-
-def _length(candidate: Candidate, longest: float) -> float:
-    return min(100 * _magnitude(candidate.sensitivity), longest)
 
 
 def _magnitude(value: float | None) -> float:

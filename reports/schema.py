@@ -27,7 +27,10 @@ class Step:
 
 @dataclass(frozen=True)
 class Candidate:
-    """One thing that could be taken out, in topological order. `sensitivity`: relative L2 error of lowering it alone."""
+    """One thing that could be taken out, in topological order.
+
+    `sensitivity`: relative L2 error of lowering it, or that of a group it was measured in over the root of its size.
+    """
 
     key: str
     op_type: str = ""

@@ -30,7 +30,11 @@ def planted_chain(length=12, faults=(4,), size=8) -> onnx.ModelProto:
 
     The truth: for each fault f the culprits are `/layer.f/up` and `/layer.f/down` (the value between them overflows).
     """
-    nodes, constants, tensor = [], {"bias": np.float32(0.25), "gain": np.float32(0.9), "up": np.float32(1e6), "down": np.float32(1e-6)}, "x"
+    nodes, constants, tensor = (
+        [],
+        {"bias": np.float32(0.25), "gain": np.float32(0.9), "up": np.float32(1e6), "down": np.float32(1e-6)},
+        "x",
+    )
 
     def add(op, name, *inputs):
         nonlocal tensor
@@ -65,7 +69,11 @@ def random_models(draw):
         if kind == "unary":
             nodes.append(helper.make_node(draw(st.sampled_from(UNARY)), [source], [out], name=name))
         elif kind == "binary":
-            nodes.append(helper.make_node(draw(st.sampled_from(BINARY)), [source, draw(st.sampled_from(tensors))], [out], name=name))
+            nodes.append(
+                helper.make_node(
+                    draw(st.sampled_from(BINARY)), [source, draw(st.sampled_from(tensors))], [out], name=name
+                )
+            )
         elif kind == "scale":  # large and tiny factors: overflow and underflow happen
             constants[f"c{index}"] = np.float32(10.0 ** draw(st.integers(-8, 6)) * 1.2345)
             nodes.append(helper.make_node("Mul", [source, f"c{index}"], [out], name=name))
@@ -96,5 +104,13 @@ def if_model() -> Model:
         "then", [], [helper.make_tensor_value_info("then_y", TensorProto.FLOAT, None)], [numpy_helper.from_array(np.float32(1e-4), "down")])  # fmt: skip
     other = helper.make_graph([helper.make_node("Add", ["h", "bias"], ["else_y"])], "else", [],
                               [helper.make_tensor_value_info("else_y", TensorProto.FLOAT, None)])  # fmt: skip
-    nodes = [helper.make_node("Identity", ["x"], ["h"], name="in"), helper.make_node("If", ["c"], ["y"], name="branch", then_branch=inner, else_branch=other)]
-    return make_model(nodes, [("x", TensorProto.FLOAT, [2]), ("c", TensorProto.BOOL, [])], [("y", TensorProto.FLOAT)], {"bias": np.float32(1 + 2**-12)})
+    nodes = [
+        helper.make_node("Identity", ["x"], ["h"], name="in"),
+        helper.make_node("If", ["c"], ["y"], name="branch", then_branch=inner, else_branch=other),
+    ]
+    return make_model(
+        nodes,
+        [("x", TensorProto.FLOAT, [2]), ("c", TensorProto.BOOL, [])],
+        [("y", TensorProto.FLOAT)],
+        {"bias": np.float32(1 + 2**-12)},
+    )

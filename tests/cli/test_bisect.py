@@ -95,7 +95,10 @@ def test_finite_on_the_model_itself(tmp_path, monkeypatch):
     nodes = [helper.make_node("Add", ["x", "one"], ["a"], name="add"), helper.make_node("Log", ["b"], ["c"], name="log"),
              helper.make_node("Neg", ["a"], ["b"], name="negate"), helper.make_node("Tanh", ["c"], ["y"], name="tanh")]  # fmt: skip
     order = [nodes[0], nodes[2], nodes[1], nodes[3]]
-    onnx.save(make_proto(order, [("x", TensorProto.FLOAT, [4])], [("y", TensorProto.FLOAT, [4])], {"one": np.float32(2)}), "log.onnx")
+    onnx.save(
+        make_proto(order, [("x", TensorProto.FLOAT, [4])], [("y", TensorProto.FLOAT, [4])], {"one": np.float32(2)}),
+        "log.onnx",
+    )
     code, result = bisect("log.onnx", "--fault", "finite")
     assert (code, result["culprits"]) == (1, ["log"])
     assert any("log" in note for note in result["notes"]), "the trace names the node that makes the first NaN"
@@ -130,14 +133,18 @@ sys.exit(3 if "--lowered" in sys.argv and "/layer.2/gain:out" in half else 4 if 
 
 def test_check_keeps_what_the_users_command_needs(chain):
     Path("check.py").write_text(CHECKER)
-    code, result = bisect(chain, "--fault", "check", "--check", f"{sys.executable} check.py {{model}} --lowered", "--timeout", 60)
+    code, result = bisect(
+        chain, "--fault", "check", "--check", f"{sys.executable} check.py {{model}} --lowered", "--timeout", 60
+    )
     assert (code, result["culprits"]) == (1, ["/layer.2/gain"])
     assert result["signatures"] == {"/layer.2/gain": "exit 3"}
 
 
 def test_check_reduces_to_the_smallest_failing_part(chain):
     Path("check.py").write_text(CHECKER)
-    code, result = bisect(chain, "--fault", "check", "--check", f"{sys.executable} check.py {{model}} --present", "--reduce")
+    code, result = bisect(
+        chain, "--fault", "check", "--check", f"{sys.executable} check.py {{model}} --present", "--reduce"
+    )
     assert (code, result["culprits"]) == (1, ["/layer.6/bias"])
     assert [n.name for n in onnx.load(Path("run") / result["model_out"]).graph.node] == ["/layer.6/bias"]
 
@@ -175,7 +182,13 @@ def test_killed_and_resumed(chain, number):
     Path("slow.py").write_text(SLOW_CHECK)
     command = [sys.executable, "-m", "probes", "bisect", str(chain), "--fault", "check", "--check",
                f"{sys.executable} slow.py {{model}} --lowered", "--out", "run"]  # fmt: skip
-    process = subprocess.Popen(command, start_new_session=True, stderr=subprocess.PIPE, stdout=subprocess.PIPE, env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)})
+    process = subprocess.Popen(
+        command,
+        start_new_session=True,
+        stderr=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+    )
     deadline = time.monotonic() + 60
     while time.monotonic() < deadline and not (Path("run/steps.jsonl").exists() and len(steps()) >= 4):
         time.sleep(0.02)
@@ -194,8 +207,12 @@ def test_killed_and_resumed(chain, number):
 
 
 def test_flaky_verdicts_are_reported_and_not_believed(chain):
-    Path("flaky.py").write_text("import random, sys, onnx; n = len(onnx.load(sys.argv[1]).graph.node); sys.exit(random.randint(0, 1) if n > 26 else 0)")
-    code, result = bisect(chain, "--fault", "check", "--check", f"{sys.executable} flaky.py {{model}}", "--repeat", 8, "--budget", 12)
+    Path("flaky.py").write_text(
+        "import random, sys, onnx; n = len(onnx.load(sys.argv[1]).graph.node); sys.exit(random.randint(0, 1) if n > 26 else 0)"
+    )
+    code, result = bisect(
+        chain, "--fault", "check", "--check", f"{sys.executable} flaky.py {{model}}", "--repeat", 8, "--budget", 12
+    )
     assert code == 125
     assert result["unresolved"] >= 1
     assert any("not deterministic" in (row["signature"] or "") for row in steps())
@@ -250,14 +267,30 @@ def test_an_unknown_operator(tmp_path, monkeypatch, capsys):
 
 def test_a_reference_that_is_itself_nan(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    onnx.save(make_proto([helper.make_node("Log", ["x"], ["y"], name="log")], [("x", TensorProto.FLOAT, [64])], [("y", TensorProto.FLOAT, [64])], {}), "nan.onnx")
+    onnx.save(
+        make_proto(
+            [helper.make_node("Log", ["x"], ["y"], name="log")],
+            [("x", TensorProto.FLOAT, [64])],
+            [("y", TensorProto.FLOAT, [64])],
+            {},
+        ),
+        "nan.onnx",
+    )
     assert bisect("nan.onnx")[0] == 125
     assert "--fault finite" in error_of(capsys)
 
 
 def test_a_model_with_nothing_to_lower(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    onnx.save(make_proto([helper.make_node("Add", ["x", "x"], ["y"])], [("x", TensorProto.INT64, [2])], [("y", TensorProto.INT64, [2])], {}), "int.onnx")
+    onnx.save(
+        make_proto(
+            [helper.make_node("Add", ["x", "x"], ["y"])],
+            [("x", TensorProto.INT64, [2])],
+            [("y", TensorProto.INT64, [2])],
+            {},
+        ),
+        "int.onnx",
+    )
     assert bisect("int.onnx")[0] == 2
     assert "no node computes in FP32" in error_of(capsys)
 

@@ -58,7 +58,9 @@ def test_one_session_equals_node_by_node(case, precision, keep_twice, optimise):
         if {n.op_type for n in model.nodes} & {"MatMul", "Exp", "Sigmoid"}:
             # FP32 results may differ by a step there, which one rounding to the lower precision can widen.
             step = 2**-7 if precision is Precision.BF16 else 2**-10
-            np.testing.assert_allclose(g[finite], w[finite], rtol=8 * step if lowered else 1e-5, atol=1e-30 if lowered else 1e-6)
+            np.testing.assert_allclose(
+                g[finite], w[finite], rtol=8 * step if lowered else 1e-5, atol=1e-30 if lowered else 1e-6
+            )
         else:
             np.testing.assert_array_equal(g, w)
 
@@ -67,8 +69,16 @@ def test_one_session_equals_node_by_node(case, precision, keep_twice, optimise):
 @pytest.mark.parametrize("lowered,expected", [((), 60.0), ((0,), np.inf), ((1,), np.inf), ((0, 1), np.inf)])
 def test_overflow_between_two_nodes_is_seen(optimise, lowered, expected):
     """x * 6e4 * 1e-4 is what ONNX Runtime's own FP16 returns as 60: the value between the nodes is stored as inf."""
-    nodes = [helper.make_node("Mul", ["x", "up"], ["big"], name="up_scale"), helper.make_node("Mul", ["big", "down"], ["y"], name="down_scale")]
-    model = make_model(nodes, [("x", TensorProto.FLOAT, [3])], [("y", TensorProto.FLOAT)], {"up": np.float32(6e4), "down": np.float32(1e-4)})
+    nodes = [
+        helper.make_node("Mul", ["x", "up"], ["big"], name="up_scale"),
+        helper.make_node("Mul", ["big", "down"], ["y"], name="down_scale"),
+    ]
+    model = make_model(
+        nodes,
+        [("x", TensorProto.FLOAT, [3])],
+        [("y", TensorProto.FLOAT)],
+        {"up": np.float32(6e4), "down": np.float32(1e-4)},
+    )
     emulation = Emulation(model, threads=1, optimise=optimise)
     (got,) = emulation.run({"x": np.full(3, 10, np.float32)}, lowered)
     np.testing.assert_allclose(got, np.full(3, expected, np.float32), rtol=1e-3)
@@ -77,16 +87,25 @@ def test_overflow_between_two_nodes_is_seen(optimise, lowered, expected):
 @pytest.mark.parametrize("precision", list(Precision))
 def test_rounding_is_to_nearest_even_with_subnormals_and_overflow(precision):
     bits = np.random.default_rng(5).integers(0, 2**32, 200_000, dtype=np.uint32)
-    special = np.array([65504, 65519.99, 65520, 6e-8, 2.98e-8, 2.99e-8, 1e-40, 0, -0.0, np.inf, -np.inf, np.nan], np.float32)
+    special = np.array(
+        [65504, 65519.99, 65520, 6e-8, 2.98e-8, 2.99e-8, 1e-40, 0, -0.0, np.inf, -np.inf, np.nan], np.float32
+    )
     x = np.concatenate([bits.view(np.float32), special, np.linspace(-70000, 70000, 4001, dtype=np.float32)])
-    model = make_model([helper.make_node("Identity", ["x"], ["y"])], [("x", TensorProto.FLOAT, [None])], [("y", TensorProto.FLOAT)], {})
+    model = make_model(
+        [helper.make_node("Identity", ["x"], ["y"])], [("x", TensorProto.FLOAT, [None])], [("y", TensorProto.FLOAT)], {}
+    )
     (got,) = Emulation(model, precision, threads=1).run({"x": x}, [0])
     np.testing.assert_array_equal(got, precision.round(x))
 
 
 def test_weights_are_rounded_with_their_reader():
     weight = np.full((64, 64), 1 + 2**-12, np.float32)  # one step below what FP16 can hold
-    model = make_model([helper.make_node("MatMul", ["x", "w"], ["y"])], [("x", TensorProto.FLOAT, [1, 64])], [("y", TensorProto.FLOAT)], {"w": weight})
+    model = make_model(
+        [helper.make_node("MatMul", ["x", "w"], ["y"])],
+        [("x", TensorProto.FLOAT, [1, 64])],
+        [("y", TensorProto.FLOAT)],
+        {"w": weight},
+    )
     assert model.weights, "a weight of 16 KiB is kept as an array"
     for keep_twice in (True, False):
         emulation = Emulation(model, threads=1, keep_twice=keep_twice)
@@ -95,18 +114,28 @@ def test_weights_are_rounded_with_their_reader():
         assert emulation.run({"x": x}, [0])[0][0, 0] == 64.0
 
 
-@pytest.mark.parametrize("lowered,then,other", [((), 60.0, 11 + 2**-12), ((1,), np.inf, 11.0), ((0,), 60.0, 11 + 2**-12)])
+@pytest.mark.parametrize(
+    "lowered,then,other", [((), 60.0, 11 + 2**-12), ((1,), np.inf, 11.0), ((0,), 60.0, 11 + 2**-12)]
+)
 def test_if_is_one_candidate_with_everything_inside(lowered, then, other):
     model = if_model()
     assert lowerable(model, Precision.FP16) == [0, 1]
     emulation = Emulation(model, threads=1)
     x = np.full(2, 10, np.float32)
     np.testing.assert_allclose(emulation.run({"x": x, "c": np.array(True)}, lowered)[0], np.full(2, then), rtol=1e-3)
-    np.testing.assert_array_equal(emulation.run({"x": x, "c": np.array(False)}, lowered)[0], np.full(2, other, np.float32))
+    np.testing.assert_array_equal(
+        emulation.run({"x": x, "c": np.array(False)}, lowered)[0], np.full(2, other, np.float32)
+    )
 
 
 def test_old_opset_is_refused_with_the_way_out():
-    model = make_model([helper.make_node("Relu", ["x"], ["y"])], [("x", TensorProto.FLOAT, [1])], [("y", TensorProto.FLOAT)], {}, opset=9)
+    model = make_model(
+        [helper.make_node("Relu", ["x"], ["y"])],
+        [("x", TensorProto.FLOAT, [1])],
+        [("y", TensorProto.FLOAT)],
+        {},
+        opset=9,
+    )
     with pytest.raises(UsageError, match="opset 9") as caught:
         Emulation(model)
     assert "version_converter" in caught.value.hint

@@ -137,13 +137,26 @@ def test_sensitivities_are_ranked_and_cut():
     figure = figures.draw_sensitivities(listed, 0.01)
     names = figure.layout.yaxis.ticktext
     assert len(names) == figures.TOP
-    assert list(names[:4]) == ["inf", "nan", "n39", "n38"]
+    assert list(names[:4]) == ["nan", "inf", "n39", "n38"]
     culprits, others = figure.data
     assert list(culprits.text) == ["not finite", "not finite"]
     assert list(others.text[:2]) == ["4 %", "3.9 %"]
-    assert others.x[0] == pytest.approx(4)
+    assert others.base + others.x[0] == pytest.approx(math.log10(0.04))
+    assert min(culprits.x) > max(others.x) > 0
     assert culprits.marker.pattern.shape != others.marker.pattern.shape
     assert "%" in figure.layout.xaxis.title.text
+
+
+def test_candidates_measured_as_a_group_share_a_bar_and_culprits_do_not():
+    listed = [candidate(f"n{i}", 0.001) for i in range(50)] + [
+        candidate("zero", 0.0),
+        candidate("a", 0.001, culprit=True),
+    ]
+    listed += [candidate("b", 0.001, culprit=True)]
+    assert [[c.key for c in group][:2] for group in figures.rank(listed)] == [["a"], ["b"], ["n0", "n1"], ["zero"]]
+    figure = figures.draw_sensitivities(listed)
+    assert list(figure.layout.yaxis.ticktext) == ["a", "b", "n0 and 49 more", "zero"]
+    assert [trace.name for trace in figure.data] == ["culprit (2)", "other (51)"]
 
 
 @settings(deadline=None, derandomize=True)

@@ -18,7 +18,20 @@ from harness.precision import Precision
 from harness.runtime import Runner
 
 # In FP16 these are correctly rounded whether computed in FP16 or in FP32 and then rounded.
-CORRECTLY_ROUNDED = {"Add", "Sub", "Mul", "Div", "Max", "Relu", "Neg", "Abs", "Identity", "Split", "Concat", "Transpose"}
+CORRECTLY_ROUNDED = {
+    "Add",
+    "Sub",
+    "Mul",
+    "Div",
+    "Max",
+    "Relu",
+    "Neg",
+    "Abs",
+    "Identity",
+    "Split",
+    "Concat",
+    "Transpose",
+}
 
 
 def with_weights(proto, weights):
@@ -46,7 +59,10 @@ def test_mixed_model_is_typed_and_equals_the_emulation(case):
 
 
 def test_lowered_nodes_compute_in_fp16_and_kept_ones_do_not():
-    nodes = [helper.make_node(op, [a, "c"], [b], name=n) for op, a, b, n in (("Mul", "x", "a", "n0"), ("Add", "a", "b", "n1"), ("Mul", "b", "y", "n2"))]
+    nodes = [
+        helper.make_node(op, [a, "c"], [b], name=n)
+        for op, a, b, n in (("Mul", "x", "a", "n0"), ("Add", "a", "b", "n1"), ("Mul", "b", "y", "n2"))
+    ]
     model = make_model(nodes, [("x", TensorProto.FLOAT, [2])], [("y", TensorProto.FLOAT)], {"c": np.float32(1.5)})
     proto, _ = mixed_model(model, {0, 2}, Precision.FP16)
     types = {v.name: v.type.tensor_type.elem_type for v in shape_inference.infer_shapes(proto).graph.value_info}
@@ -76,7 +92,12 @@ def test_a_loop_carries_lowered_values():
         [helper.make_tensor_value_info("still", TensorProto.BOOL, []), helper.make_tensor_value_info("next", TensorProto.FLOAT, [2])])  # fmt: skip
     nodes = [helper.make_node("Identity", ["f"], ["factor"], name="factor"),
              helper.make_node("Loop", ["trips", "go", "x"], ["y"], name="loop", body=body)]  # fmt: skip
-    model = make_model(nodes, [("x", TensorProto.FLOAT, [2]), ("f", TensorProto.FLOAT, [])], [("y", TensorProto.FLOAT)], {"trips": np.int64(3), "go": np.array(True)})
+    model = make_model(
+        nodes,
+        [("x", TensorProto.FLOAT, [2]), ("f", TensorProto.FLOAT, [])],
+        [("y", TensorProto.FLOAT)],
+        {"trips": np.int64(3), "go": np.array(True)},
+    )
     feeds = {"x": np.float32([10, 1.1]), "f": np.array(30, np.float32)}
     for lowered, expected in ((set(), [270_000, 29_700]), ({1}, [np.inf, 29_700]), ({0}, [270_000, 29_700])):
         emulated = Emulation(model, threads=1).run(feeds, lowered)[0]
@@ -93,13 +114,20 @@ def test_types_given_by_attributes_follow():
     model = make_model(nodes, [("i", TensorProto.INT64, [2])], [("y", TensorProto.FLOAT)], {"s": np.array([2])})
     proto, _ = mixed_model(model, {0, 1, 2}, Precision.FP16)
     shape_inference.infer_shapes(proto, check_type=True, strict_mode=True)
-    assert not [n for n in proto.graph.node if n.op_type == "Cast" and n.name.startswith("probe_cast") and n.attribute[0].i == TensorProto.FLOAT16]
+    assert not [
+        n
+        for n in proto.graph.node
+        if n.op_type == "Cast" and n.name.startswith("probe_cast") and n.attribute[0].i == TensorProto.FLOAT16
+    ]
     np.testing.assert_array_equal(Runner(proto, {}).run({"i": np.array([1, 70000])})[0][0], np.float32(1))
 
 
 def test_weights_read_in_both_forms_are_stored_in_both_and_unused_ones_dropped():
     w = np.random.default_rng(0).standard_normal((64, 64)).astype(np.float32)
-    nodes = [helper.make_node("MatMul", ["x", "w"], ["a"], name="low"), helper.make_node("MatMul", ["a", "w"], ["y"], name="kept")]
+    nodes = [
+        helper.make_node("MatMul", ["x", "w"], ["a"], name="low"),
+        helper.make_node("MatMul", ["a", "w"], ["y"], name="kept"),
+    ]
     model = make_model(nodes, [("x", TensorProto.FLOAT, [1, 64])], [("y", TensorProto.FLOAT)], {"w": w})
     _, weights = mixed_model(model, {0}, Precision.FP16)
     assert {a.dtype for a in weights.values()} == {np.dtype(np.float16), np.dtype(np.float32)}
@@ -109,7 +137,13 @@ def test_weights_read_in_both_forms_are_stored_in_both_and_unused_ones_dropped()
 
 
 def test_bf16_needs_opset_13():
-    model = make_model([helper.make_node("Relu", ["x"], ["y"])], [("x", TensorProto.FLOAT, [1])], [("y", TensorProto.FLOAT)], {}, opset=12)
+    model = make_model(
+        [helper.make_node("Relu", ["x"], ["y"])],
+        [("x", TensorProto.FLOAT, [1])],
+        [("y", TensorProto.FLOAT)],
+        {},
+        opset=12,
+    )
     assert lowerable(model, Precision.BF16) == [0]
     with pytest.raises(UsageError, match="opset 12"):
         mixed_model(model, {0}, Precision.BF16)

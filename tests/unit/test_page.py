@@ -197,7 +197,10 @@ def test_figures_are_json_with_their_marks(session):
     assert sum(len(trace["x"]) for trace in drawn["data-steps"]["data"]) == 42
     assert sum(len(trace["x"]) for trace in drawn["data-graph"]["data"] if trace["type"] == "scatter") == 291
     assert "42 steps" in read(session).text
-    assert "The 30 most sensitive of 290 measured (291 candidates in all)" in read(session).text
+    assert (
+        "The 30 most sensitive of 290 measured (291 candidates in all), as relative L2 error in percent"
+        in read(session).text
+    )
 
 
 def test_hostile_names_are_text(tmp_path):
