@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter, defaultdict
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -14,7 +15,7 @@ import onnx
 from harness.activations import FLOATS, NUMERIC, chunks, sweep, tensor_types
 from harness.errors import UsageError
 from harness.halves import explicit_halves
-from harness.model import Model
+from harness.model import Model, reads
 from harness.opsets import aligned
 from harness.runtime import Feeds
 from harness.weaving import Fabric, Link, Region, weave
@@ -101,6 +102,7 @@ def _links(model: Model, good: Model, seen: Mapping[str, _Seen], good_seen: Mapp
     search.add_counterparts(same_operator=True)
     search.add_contents()
     search.add_names(math.inf)
+    search.add_successors()
     search.add_counterparts(same_operator=False)
     return list(search.links.values())
 
@@ -185,6 +187,8 @@ class _Search:
         self._seen, self._good_seen = seen, good_seen
         self._makers = {name: node.proto for node in model.nodes for name in node.proto.output if name}
         self._good_makers = {name: node.proto for node in good.nodes for name in node.proto.output if name}
+        self._readers, self._good_readers = _readers(model), _readers(good)
+        self._inputs = [value.name for value in model.inputs if value.name in {v.name for v in good.inputs}]
         self._made = [name for name in self._makers if name in seen]
         self._good_made = [name for name in self._good_makers if name in good_seen]
 
@@ -205,10 +209,31 @@ class _Search:
         """
         todo = list(self.links.values())
         for link in todo:  # grows while it is read
-            for mine, other in self._counterparts(link, same_operator):
-                if mine in self._makers and mine not in self.links and self._alike(mine, other):
-                    self.add(mine, other, "structure")
-                    todo.append(self.links[mine])
+            todo += self._paired(self._counterparts(link, same_operator))
+
+    def add_successors(self) -> None:
+        """Partners are read by partners, where only one reader on each side has that operator."""
+        shared = [Link(name, name, "input") for name in self._inputs if self._alike(name, name)]
+        todo = shared + list(self.links.values())
+        for link in todo:  # grows while it is read
+            todo += self._paired(self._successors(link))
+
+    def _paired(self, proposed: Iterable[tuple[str, str]]) -> list[Link]:
+        """Those of the proposed pairs that can be; they are added."""
+        new = []
+        for mine, other in proposed:
+            if mine in self._makers and mine not in self.links and self._alike(mine, other):
+                self.add(mine, other, "structure")
+                new.append(self.links[mine])
+        return new
+
+    def _successors(self, link: Link) -> Iterator[tuple[str, str]]:
+        readers, good_readers = self._readers[link.ours], self._good_readers[link.theirs]
+        kinds, good_kinds = (Counter(node.op_type for node in nodes) for nodes in (readers, good_readers))
+        for ours in readers:
+            if kinds[ours.op_type] == good_kinds[ours.op_type] == 1:
+                theirs = next(node for node in good_readers if node.op_type == ours.op_type)
+                yield from zip(ours.output, theirs.output, strict=False)
 
     def _counterparts(self, link: Link, same_operator: bool) -> Iterator[tuple[str, str]]:
         """Inputs and outputs that correspond: by position, or as is closest where the order does not matter."""
@@ -255,6 +280,14 @@ class _Search:
         if mine is None or other is None or mine.shapes != other.shapes:
             return False
         return mine.dtype == other.dtype or {mine.dtype, other.dtype} <= FLOATS
+
+
+def _readers(model: Model) -> dict[str, list[onnx.NodeProto]]:
+    readers: dict[str, list[onnx.NodeProto]] = defaultdict(list)
+    for node in model.nodes:
+        for name in dict.fromkeys(reads(node.proto)):
+            readers[name].append(node.proto)
+    return readers
 
 
 def _handed_on(node: onnx.NodeProto, makers: Mapping[str, onnx.NodeProto]) -> str | None:

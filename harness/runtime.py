@@ -10,6 +10,7 @@ import onnx
 
 from harness import optional
 from harness.errors import UsageError
+from harness.model import walk
 
 Feeds = Mapping[str, np.ndarray]
 
@@ -87,7 +88,9 @@ def check_feeds(inputs: Sequence[onnx.ValueInfoProto], feeds: Feeds, origin: str
 
 
 def _external_initialisers(graph: onnx.GraphProto) -> set[str]:
-    return {t.name for t in graph.initializer if t.data_location == onnx.TensorProto.EXTERNAL}
+    """Initialisers to be handed over; ONNX Runtime drops unread ones before it would take them, and then complains."""
+    external = {t.name for t in graph.initializer if t.data_location == onnx.TensorProto.EXTERNAL}
+    return external & {name for node in walk(graph) for name in node.input} if external else external
 
 
 def _first_line(error: Exception) -> str:

@@ -129,9 +129,11 @@ def draw_graph(candidates: Sequence[Candidate]) -> go.Figure | None:
     _draw_places(figure, candidates, Scale.of(c.sensitivity for c in candidates))
     for depth, scopes in enumerate(levels):
         _draw_scopes(figure, candidates, scopes, depth)
+    margin = 0.01 * len(candidates)  # room for half a mark
     title = f"topological order (n = {units.count(len(candidates))})"
     figure.update_layout(
-        xaxis=_AXIS | {"title": {"text": title}, "showgrid": False, "range": [-0.5, len(candidates) - 0.5]},
+        xaxis=_AXIS
+        | {"title": {"text": title}, "showgrid": False, "range": [-0.5 - margin, len(candidates) - 0.5 + margin]},
         yaxis={"domain": [(band + gap) / (plot + band + gap), 1]},
     )
     if levels:
@@ -235,6 +237,7 @@ def _draw_places(figure: go.Figure, candidates: Sequence[Candidate], scale: Scal
     others, culprits = ([(x, c) for x, c in places if c.culprit is chosen] for chosen in (False, True))
     dot = {"symbol": "circle", "size": 5, "color": OTHER, "opacity": 0.6}
     diamond = {"symbol": "diamond", "size": 11, "color": CULPRIT}
+    numbered = len(culprits) <= NUMBERED
     sides = _sides([x for x, _ in culprits], len(candidates))
     styles: list[tuple[str, list[tuple[int, Candidate]], dict[str, Any]]] = [
         ("other", others, {"mode": "markers", "marker": dot}),
@@ -244,10 +247,9 @@ def _draw_places(figure: go.Figure, candidates: Sequence[Candidate], scale: Scal
         figure.add_scatter(
             name=f"{name} ({units.count(len(rows))})", x=[x for x, _ in rows], **style,
             y=[scale.position(c.sensitivity) for _, c in rows],
-            text=[f"#{number}" for number in range(1, len(rows) + 1)] if name == "culprit" and len(rows) <= NUMBERED else None,
+            text=[f"#{number}" for number in range(1, len(rows) + 1)] if name == "culprit" and numbered else None,
             hovertext=[_describe(c) for _, c in rows], hovertemplate="%{hovertext}<extra></extra>",
         )  # fmt: skip
-    numbered = len(culprits) <= NUMBERED
     drop = {"type": "line", "y0": 0, "y1": 1, "yref": "paper", "layer": "below"}
     drop["line"] = {"color": CULPRIT, "width": 1, "dash": "dot"}
     drops = [drop | {"x0": x, "x1": x} for x, _ in culprits if numbered]  # through its scopes

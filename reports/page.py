@@ -58,19 +58,35 @@ def render(session: Session) -> str:
     if not isinstance(verb, str) or verb not in VIEWS:
         raise UsageError(f"{session.folder / 'manifest.json'}: verb: expected one of {', '.join(VIEWS)}, got {verb!r}")
     view = VIEWS[verb].read(session)
-    drawn = {name: _embed(figure) for name, figure in view.draw().items()}
-    environment = _environment()
-    script = _source(environment, "page.js")
-    return environment.get_template(VIEWS[verb].TEMPLATE).render(
+    return assemble(
+        VIEWS[verb].TEMPLATE,
+        view.draw(),
         view=view,
-        drawn=drawn,
-        library=_library() if drawn else None,
-        style=Markup(_source(environment, "style.css")),  # our own file
-        script=Markup(script),  # our own file
-        digest=_digest(script),
         manifest=manifest,
         command=command(manifest),
         facts=group(manifest),
+    )
+
+
+def assemble(
+    template: str,
+    figures: Mapping[str, go.Figure],
+    *,
+    styles: tuple[str, ...] = ("style.css",),
+    scripts: tuple[str, ...] = ("page.js",),
+    **content: Any,
+) -> str:
+    """The shell around a view: theme, script, policy, figures; `content` is what the view's template reads."""
+    environment = _environment()
+    script = "\n".join(_source(environment, name) for name in scripts)
+    drawn = {name: _embed(figure) for name, figure in figures.items()}
+    return environment.get_template(template).render(
+        drawn=drawn,
+        library=_library() if drawn else None,
+        style=Markup("\n".join(_source(environment, name) for name in styles)),  # our own files
+        script=Markup(script),  # our own files
+        digest=_digest(script),
+        **content,
     )
 
 
@@ -147,9 +163,14 @@ def _source(environment: Environment, name: str) -> str:
 
 
 def _embed(figure: go.Figure) -> Markup:
-    """A figure as JSON that cannot end the script element around it."""
+    """A figure as inert JSON."""
     content = figure.to_json()
     assert content is not None
+    return inert(content)
+
+
+def inert(content: str) -> Markup:
+    """JSON that cannot end the script element around it."""
     for character in "<>&":
         content = content.replace(character, f"\\u{ord(character):04x}")
     return Markup(content)  # no character of HTML is left in it

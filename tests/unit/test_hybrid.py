@@ -23,6 +23,7 @@ from harness.model import Model, from_proto, load
 from harness.opsets import at_opset
 from harness.runtime import Runner
 from harness.switching import renamed
+from harness.weaving import Fabric, Link, weave
 
 FLOAT, FLOAT16, INT64 = TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.INT64
 
@@ -38,9 +39,11 @@ def assert_ends_are_both_models(model, good, samples, rtol=1e-4):
     """All parts applied is MODEL, none is GOOD."""
     matching = match(model, good, samples)
     hybrid = Hybrid(matching, threads=1)
+    names = model.outputs if set(model.outputs) == set(good.outputs) else good.outputs
     for feeds in samples:
-        for applied, alone in ((range(len(hybrid.parts)), model), ((), good)):
-            for got, want in zip(hybrid.run(feeds, applied), run(alone, feeds), strict=True):
+        for applied, alone, order in ((range(len(hybrid.parts)), model, model.outputs), ((), good, names)):
+            values = dict(zip(alone.outputs, run(alone, feeds), strict=True))
+            for got, want in zip(hybrid.run(feeds, applied), [values[name] for name in order], strict=True):
                 scale = np.abs(want[np.isfinite(want)]).max(initial=1e-30).astype(np.float64)
                 np.testing.assert_allclose(got, want.astype(got.dtype), rtol=rtol, atol=rtol * scale)
     return matching, hybrid
@@ -115,6 +118,17 @@ def test_planted_faults_are_the_candidates(changes, culprits, rename):
     assert matching.first_divergent(1e-3)[0].node == model.nodes.index(next(n for n in model.nodes if n.key == prefix + culprits[0]))
     part = hybrid.parts[0]
     assert (part.nodes, part.good_nodes) == ((part.key,), (culprits[0],))
+
+
+def test_other_weights_throughout_still_pair_node_by_node():
+    """No content agrees and no name; the weakest evidence is left: who reads what."""
+    wide = 4.0 * np.eye(16, dtype=np.float32)
+    good = mlp(seed=0, act4="Sigmoid")
+    model = with_names(mlp(seed=5, w0=wide, act4="Neg"), lambda n: f"other_{n}")
+    matching, hybrid = assert_ends_are_both_models(model, good, [x()])
+    assert len(matching.pairs) == len(model.nodes)
+    assert all(pair.tensor in (f"other_{pair.good}", pair.good) for pair in matching.pairs)
+    assert [part.op_types for part in hybrid.parts] == [("MatMul",), ("Add",)] * 5 + [("Neg",)]
 
 
 def test_an_attribute_that_changed_is_a_candidate_and_a_default_written_out_is_not():
@@ -322,3 +336,32 @@ def test_a_model_at_a_newer_opset_computes_the_same():
     assert model.weights.keys() == newer.weights.keys() == {"w"}
     feeds = {"x": np.random.default_rng(1).standard_normal((3, 64)).astype(np.float32)}
     np.testing.assert_allclose(run(newer, feeds)[0], run(model, feeds)[0], rtol=1e-5)
+
+
+def crossed(first, second, outputs) -> Model:
+    """x -> first -> second, each tensor named by its operator."""
+    nodes = [helper.make_node(first, ["x"], [first], name=first), helper.make_node(second, [first], [second], name=second),
+             helper.make_node("Abs", [second], ["y"], name="abs")]  # fmt: skip
+    return make_model(nodes, [("x", FLOAT, ["n", 16])], [(name, FLOAT) for name in outputs], {})
+
+
+def test_links_that_would_make_a_cycle_are_dropped():
+    """One model has Neg before Tanh, the other after it: each would wait for the other."""
+    ours, theirs = Fabric(crossed("Neg", "Tanh", ["y"])), Fabric(crossed("Tanh", "Neg", ["y"]))
+    links = [Link("y", "y", "output"), Link("Neg", "Neg", "name", 0.1), Link("Tanh", "Tanh", "name", 0.2)]
+    regions, kept = weave(ours, theirs, links)
+    assert kept == links[:2]
+    assert [[link.ours for link in region.links] for region in regions] == [["Neg"], ["y"]]
+    assert [(region.ours, region.theirs) for region in regions] == [([0], [0, 1]), ([1, 2], [2])]
+
+
+def test_outputs_that_depend_on_each_other_the_other_way_round():
+    model, good = crossed("Neg", "Tanh", ["Neg", "Tanh", "y"]), crossed("Tanh", "Neg", ["Tanh", "Neg", "y"])
+    _, hybrid = assert_ends_are_both_models(model, crossed("Neg", "Tanh", ["Tanh", "Neg", "y"]), [x()])
+    assert hybrid.parts == []
+    hybrid = Hybrid(match(model, good, [x()]))
+    by_name = dict(zip(good.outputs, run(good, x()), strict=True))
+    for got, name in zip(hybrid.run(x(), []), model.outputs, strict=True):
+        np.testing.assert_allclose(got, by_name[name], rtol=1e-5)
+    for got, want in zip(hybrid.run(x(), range(len(hybrid.parts))), run(model, x()), strict=True):
+        np.testing.assert_allclose(got, want, rtol=1e-5)

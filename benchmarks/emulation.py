@@ -1,0 +1,148 @@
+"""One instrumented session against a session per candidate set: the same model, the same sets, in the same run.
+
+    python benchmarks/emulation.py [--models models] [--queries 12] [--threads 0] [NAME ...]
+
+The peer does what a script does by hand: rewrite the model with a cast pair on every tensor and weight of the lowered
+nodes, create a session, run it once. Ours creates one session and switches. Both round the same tensors; the table also
+shows how far the two results lie apart (FP32 sums in another order, then rounded), and one plain FP32 run.
+Models come from `examples/models.py`; minilm runs at a sequence length of 32.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+from onnx import TensorProto, helper, numpy_helper
+from rich.console import Console
+from rich.table import Table
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+from examples import models as zoo
+
+from harness import model as models
+from harness.emulate import Emulation
+from harness.model import Model
+from harness.precision import Lowering, Precision
+from harness.runtime import Runner
+from probes.verdicts import relative_l2
+
+NAMES = ("ppocr-det", "ppocr-rec", "minilm")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("names", nargs="*", default=NAMES)
+    parser.add_argument("--models", type=Path, default=Path("models"))
+    parser.add_argument("--queries", type=int, default=12)
+    parser.add_argument("--threads", type=int, default=0)
+    options = parser.parse_args()
+    table = Table("model", "plain run ms", "ours: create s", "ours: run ms", "run / plain", "peer: rewrite ms", "create ms", "run ms",
+                  "per set ms", "ours / peer", "results apart", title="medians; FP16; sets as a search asks them")  # fmt: skip
+    for name in options.names or NAMES:
+        table.add_row(name, *compare(options.models / f"{name}.onnx", name, options.queries, options.threads))
+    Console(width=200).print(table)
+
+
+def compare(path: Path, name: str, queries: int, threads: int) -> list[str]:
+    if not path.exists():
+        zoo.fetch(name, path.parent)
+    model, feeds = models.load(path), dict(np.load(path.with_suffix(".npz")))
+    if name == "minilm":
+        feeds = {key: np.resize(array, (1, 32)) for key, array in feeds.items()}
+    plain = Runner(model.proto, model.weights, threads=threads)
+    create_s, emulation = timed(lambda: Emulation(model, threads=threads))
+    sets = list(draw_sets(emulation.candidates, queries))
+    plain.run(feeds), emulation.run(feeds, [])  # warm
+    rows: dict[str, list[float]] = {key: [] for key in ("plain", "ours", "rewrite", "create", "run", "apart")}
+    for lowered in sets:
+        rows["plain"].append(timed(lambda: plain.run(feeds))[0])
+        seconds, ours = timed(lambda lowered=lowered: emulation.run(feeds, lowered))
+        rows["ours"].append(seconds)
+        seconds, (proto, weights) = timed(lambda lowered=lowered: rewrite(model, lowered))
+        rows["rewrite"].append(seconds)
+        seconds, session = timed(lambda: Runner(proto, weights, threads=threads, fold_constants=False))
+        rows["create"].append(seconds)
+        seconds, theirs = timed(lambda: session.run(feeds))
+        rows["run"].append(seconds)
+        rows["apart"].append(max(relative_l2(a, b) for a, b in zip(ours, theirs, strict=True)))
+    middle = {key: statistics.median(values) for key, values in rows.items()}
+    peer = statistics.median(map(sum, zip(rows["rewrite"], rows["create"], rows["run"], strict=True)))
+    ms = {key: f"{1e3 * value:.1f}" for key, value in middle.items()}
+    return [ms["plain"], f"{create_s:.2f}", ms["ours"], f"{middle['ours'] / middle['plain']:.2f}", ms["rewrite"], ms["create"], ms["run"],
+            f"{1e3 * peer:.1f}", f"{peer / middle['ours']:.1f} x faster", f"{middle['apart']:.1e}"]  # fmt: skip
+
+
+def draw_sets(candidates: list[int], count: int) -> list[list[int]]:
+    """Candidate sets like those of a search: all, runs of them, all but a few."""
+    rng = np.random.default_rng(0)
+    sets = [candidates]
+    while len(sets) < count:
+        start, length = rng.integers(len(candidates)), int(len(candidates) * rng.uniform(0.05, 0.9))
+        part = candidates[start : start + length]
+        sets.append(part if len(sets) % 2 else [c for c in candidates if c not in set(part[:5])])
+    return sets
+
+
+def rewrite(model: Model, lowered: list[int]) -> tuple[onnx.ModelProto, dict[str, np.ndarray]]:
+    """The model with a cast pair on everything that the lowered nodes read and make; their weights rounded beforehand."""
+    lowering, low = Lowering(model.proto, Precision.FP16), set(lowered)
+    weights, nodes, extra = dict(model.weights), [], []
+    for node in model.nodes:
+        copy = onnx.NodeProto()
+        copy.CopyFrom(node.proto)
+        if node.index not in low:
+            nodes.append(copy)
+            continue
+        where = lowering.positions(node.proto, model.dtypes)
+        for i in where.inputs:
+            name, rounded = copy.input[i], f"{copy.input[i]}:{node.index}"
+            if (value := model.constant(name)) is not None:
+                array = Precision.FP16.round(value)
+                if name in model.weights:
+                    weights[rounded] = array
+                    extra.append(TensorProto(name=rounded, data_type=TensorProto.FLOAT, dims=array.shape, data_location=TensorProto.EXTERNAL))
+                else:
+                    extra.append(numpy_helper.from_array(array, rounded))
+            else:
+                nodes += pair(name, rounded)
+            copy.input[i] = rounded
+        after = []
+        for i in where.outputs:
+            name = copy.output[i]
+            copy.output[i] = f"{name}:raw"
+            after += pair(f"{name}:raw", name)
+        nodes += [copy, *after]
+    proto = onnx.ModelProto()
+    proto.CopyFrom(model.proto)
+    del proto.graph.node[:]
+    proto.graph.node.extend(nodes)
+    for tensor in extra:
+        if tensor.data_location == TensorProto.EXTERNAL:
+            for key, value in (("location", "weights"), ("offset", "0"), ("length", str(weights[tensor.name].nbytes))):
+                entry = tensor.external_data.add()
+                entry.key, entry.value = key, value
+    names = {t.name for t in extra}
+    proto.graph.initializer.extend({t.name: t for t in extra}[name] for name in names)
+    return proto, weights
+
+
+def pair(source: str, target: str) -> list[onnx.NodeProto]:
+    return [helper.make_node("Cast", [source], [f"{target}:h"], to=TensorProto.FLOAT16), helper.make_node("Cast", [f"{target}:h"], [target], to=TensorProto.FLOAT)]
+
+
+def timed(work: Callable[[], Any]) -> tuple[float, Any]:
+    start = time.perf_counter()
+    result = work()
+    return time.perf_counter() - start, result
+
+
+if __name__ == "__main__":
+    main()

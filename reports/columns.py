@@ -1,0 +1,292 @@
+"""The tables as data: the columns of each with their types, and the check that a frame fits them.
+
+Types are pandas' own, less one: `int64` (never missing), `Int64` (an integer that may be missing), `float64` (NaN where
+missing), `boolean`, `string` (may be missing), `category` (a text that repeats much, may be missing), and `tuple`, an
+object column that holds a tuple of texts a row, empty where there is none. Units are in the names of the columns.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+Columns = Mapping[str, str]
+
+TABLES: dict[str, Columns] = {}
+
+
+def declare(name: str, /, **columns: str) -> None:
+    """Add a table; a second declaration of the same name is a mistake."""
+    if name in TABLES:
+        raise ValueError(f"table {name} is declared twice")
+    if unknown := {dtype for dtype in columns.values() if dtype not in EMPTY}:
+        raise ValueError(f"table {name}: no such type: {', '.join(sorted(unknown))}")
+    TABLES[name] = MappingProxyType(columns)
+
+
+# What an optional column holds where the frame does not have it. `int64` has no such value: it must be there.
+EMPTY: dict[str, Any] = {
+    "int64": ...,
+    "Int64": pd.NA,
+    "float64": np.nan,
+    "boolean": pd.NA,
+    "string": pd.NA,
+    "category": None,
+    "tuple": (),
+}
+
+
+def validate(name: str, frame: pd.DataFrame) -> pd.DataFrame:
+    """The frame with the columns of table `name`, in their order and types; ValueError if it cannot be that.
+
+    A column that may be missing and is not there is added, empty; one that must be there, and one that the table does
+    not know, is refused.
+    """
+    columns = TABLES[name]
+    if unknown := [column for column in frame.columns if column not in columns]:
+        raise ValueError(f"table {name} has no column {', '.join(map(str, unknown))}")
+    made = {column: _column(name, frame, column, dtype) for column, dtype in columns.items()}
+    return pd.DataFrame(made, columns=list(columns), index=pd.RangeIndex(len(frame)), copy=False)
+
+
+def empty(name: str) -> pd.DataFrame:
+    """Table `name` without rows."""
+    return validate(name, pd.DataFrame({column: [] for column in TABLES[name]}))
+
+
+def _column(name: str, frame: pd.DataFrame, column: str, dtype: str) -> Any:
+    if column not in frame.columns:
+        if EMPTY[dtype] is ...:
+            raise ValueError(f"table {name} lacks column {column}")
+        values: Any = [EMPTY[dtype]] * len(frame)
+    else:
+        values = frame[column]
+    try:
+        return _cast(values, dtype)
+    except (TypeError, ValueError, OverflowError) as error:
+        raise ValueError(f"table {name}, column {column}: expected {dtype}, got {error}") from error
+
+
+def _cast(values: Any, dtype: str) -> Any:
+    if dtype == "tuple":
+        return _tuples(values)
+    if isinstance(values, pd.Series):
+        values = values.array
+        if str(values.dtype) == dtype:
+            return values
+    if dtype == "int64":
+        return _whole(pd.array(values, dtype="Int64")).to_numpy(np.int64)  # refuses fractions and missing values
+    if dtype == "Int64":
+        return pd.array(values, dtype="Int64")
+    if dtype == "float64":
+        return pd.to_numeric(pd.Series(values), errors="raise").to_numpy(np.float64, na_value=np.nan)
+    if dtype == "category":
+        return pd.Categorical(values)
+    return pd.array(values, dtype=dtype)
+
+
+def _whole(values: Any) -> Any:
+    if values.isna().any():
+        raise ValueError("missing values")
+    return values
+
+
+def _tuples(values: Any) -> np.ndarray[Any, np.dtype[np.object_]]:
+    out = np.empty(len(values), dtype=object)
+    out[:] = [() if value is None or value is pd.NA or value != value else tuple(value) for value in values]
+    return out
+
+
+declare(
+    "kernels",
+    kernel="category",  # demangled; the short name stands beside it
+    kernel_short="category",
+    device_id="Int64",
+    context_id="Int64",
+    stream_id="Int64",
+    process_id="Int64",
+    thread_id="Int64",  # of the launch; missing if no launch call is known
+    correlation_id="Int64",
+    graph_id="Int64",
+    graph_node_id="Int64",
+    start_ns="int64",
+    duration_ns="int64",
+    grid_x="Int64",
+    grid_y="Int64",
+    grid_z="Int64",
+    block_x="Int64",
+    block_y="Int64",
+    block_z="Int64",
+    registers_per_thread="Int64",
+    smem_static_bytes="Int64",
+    smem_dynamic_bytes="Int64",
+    launch_ns="Int64",  # when the launch call started
+    range_id="Int64",  # innermost range that holds the launch
+    capture_range_id="Int64",  # for a kernel of a CUDA graph: innermost range that held the capture of its node
+    layer="category",
+    operation="category",
+    onnx_nodes="tuple",
+)
+declare(
+    "graph_launches",  # whole CUDA graphs, where the trace has no single kernels of them
+    graph_id="Int64",
+    graph_exec_id="Int64",
+    device_id="Int64",
+    context_id="Int64",
+    stream_id="Int64",
+    process_id="Int64",
+    thread_id="Int64",
+    correlation_id="Int64",
+    start_ns="int64",
+    duration_ns="int64",
+    launch_ns="Int64",
+    range_id="Int64",
+    layer="category",
+    operation="category",
+    onnx_nodes="tuple",
+)
+declare(
+    "ranges",
+    range_id="int64",
+    parent_id="Int64",
+    domain="category",
+    range="category",
+    range_group="category",  # the name with its numbers templated, where they only count
+    kind="category",  # push_pop or start_end
+    category="category",
+    process_id="Int64",
+    thread_id="Int64",
+    end_thread_id="Int64",  # where a start/end range ended, if elsewhere
+    depth="int64",
+    start_ns="int64",
+    end_ns="int64",  # of a range that was never closed: the end of the trace
+    open="boolean",
+)
+declare(
+    "marks",
+    mark="category",
+    domain="category",
+    category="category",
+    process_id="Int64",
+    thread_id="Int64",
+    time_ns="int64",
+)
+declare(
+    "memory_ops",
+    kind="category",
+    bytes="Int64",
+    device_id="Int64",
+    stream_id="Int64",
+    context_id="Int64",
+    process_id="Int64",
+    thread_id="Int64",
+    correlation_id="Int64",
+    start_ns="int64",
+    duration_ns="int64",
+    range_id="Int64",
+)
+declare(
+    "api_calls",
+    api="category",
+    process_id="Int64",
+    thread_id="Int64",
+    correlation_id="Int64",
+    start_ns="int64",
+    duration_ns="int64",
+    range_id="Int64",
+)
+declare(
+    "devices",
+    device_id="Int64",
+    gpu="string",
+    compute_capability="string",
+    sm_count="Int64",
+    memory_bytes="Int64",
+    memory_bytes_per_s="Int64",
+    clock_hz="Int64",
+)
+declare("meta", name="string", value="string")
+declare(
+    "metrics",
+    launch_id="Int64",
+    kernel="category",
+    range="category",
+    metric="category",
+    value="float64",
+    unit="category",
+)
+declare(
+    "iterations",
+    iteration="int64",
+    enqueue_ns="float64",
+    h2d_ns="float64",
+    compute_ns="float64",
+    d2h_ns="float64",
+    latency_ns="float64",
+)
+declare(
+    "layers",
+    layer="string",
+    layer_type="string",
+    precision="string",
+    tactic="string",
+    onnx_nodes="tuple",
+    total_ns="float64",
+    mean_ns="float64",
+    median_ns="float64",
+    time_pct="float64",
+)
+declare(
+    "findings",
+    tool="string",
+    severity="string",
+    kind="string",
+    kernel="string",
+    file="string",
+    line="Int64",
+    block_x="Int64",
+    block_y="Int64",
+    block_z="Int64",
+    thread_x="Int64",
+    thread_y="Int64",
+    thread_z="Int64",
+    address="string",  # hexadecimal: 64 bits without a sign
+    access="string",
+    size_bytes="Int64",
+    api="string",
+    message="string",
+    count="Int64",
+    launch_id="Int64",
+    layer="string",
+    onnx_nodes="tuple",
+)
+declare(
+    "device_log",
+    sequence="Int64",
+    launch_id="Int64",
+    kernel="string",
+    tag="string",
+    file="string",
+    line="Int64",
+    block_x="Int64",
+    block_y="Int64",
+    block_z="Int64",
+    thread_x="Int64",
+    thread_y="Int64",
+    thread_z="Int64",
+    type="string",
+    value="string",
+)
+declare(
+    "steps",
+    step="int64",
+    candidate="string",
+    outcome="category",
+    value="float64",
+    duration_s="float64",
+    cached="boolean",
+)
