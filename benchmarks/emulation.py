@@ -15,6 +15,7 @@ import statistics
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,10 +27,9 @@ from rich.table import Table
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from examples import models as zoo
-
 from harness import model as models
 from harness.emulate import Emulation
-from harness.model import Model
+from harness.model import Model, mark_as_held
 from harness.precision import Lowering, Precision
 from harness.runtime import Runner
 from probes.verdicts import relative_l2
@@ -58,19 +58,19 @@ def compare(path: Path, name: str, queries: int, threads: int) -> list[str]:
     if name == "minilm":
         feeds = {key: np.resize(array, (1, 32)) for key, array in feeds.items()}
     plain = Runner(model.proto, model.weights, threads=threads)
-    create_s, emulation = timed(lambda: Emulation(model, threads=threads))
+    create_s, emulation = timed(partial(Emulation, model, threads=threads))
     sets = list(draw_sets(emulation.candidates, queries))
     plain.run(feeds), emulation.run(feeds, [])  # warm
     rows: dict[str, list[float]] = {key: [] for key in ("plain", "ours", "rewrite", "create", "run", "apart")}
     for lowered in sets:
-        rows["plain"].append(timed(lambda: plain.run(feeds))[0])
-        seconds, ours = timed(lambda lowered=lowered: emulation.run(feeds, lowered))
+        rows["plain"].append(timed(partial(plain.run, feeds))[0])
+        seconds, ours = timed(partial(emulation.run, feeds, lowered))
         rows["ours"].append(seconds)
-        seconds, (proto, weights) = timed(lambda lowered=lowered: rewrite(model, lowered))
+        seconds, rewritten = timed(partial(rewrite, model, lowered))
         rows["rewrite"].append(seconds)
-        seconds, session = timed(lambda: Runner(proto, weights, threads=threads, fold_constants=False))
+        seconds, session = timed(partial(Runner, *rewritten, threads=threads, fold_constants=False))
         rows["create"].append(seconds)
-        seconds, theirs = timed(lambda: session.run(feeds))
+        seconds, theirs = timed(partial(session.run, feeds))
         rows["run"].append(seconds)
         rows["apart"].append(max(relative_l2(a, b) for a, b in zip(ours, theirs, strict=True)))
     middle = {key: statistics.median(values) for key, values in rows.items()}
@@ -108,7 +108,14 @@ def rewrite(model: Model, lowered: list[int]) -> tuple[onnx.ModelProto, dict[str
                 array = Precision.FP16.round(value)
                 if name in model.weights:
                     weights[rounded] = array
-                    extra.append(TensorProto(name=rounded, data_type=TensorProto.FLOAT, dims=array.shape, data_location=TensorProto.EXTERNAL))
+                    extra.append(
+                        TensorProto(
+                            name=rounded,
+                            data_type=TensorProto.FLOAT,
+                            dims=array.shape,
+                            data_location=TensorProto.EXTERNAL,
+                        )
+                    )
                 else:
                     extra.append(numpy_helper.from_array(array, rounded))
             else:
@@ -126,16 +133,17 @@ def rewrite(model: Model, lowered: list[int]) -> tuple[onnx.ModelProto, dict[str
     proto.graph.node.extend(nodes)
     for tensor in extra:
         if tensor.data_location == TensorProto.EXTERNAL:
-            for key, value in (("location", "weights"), ("offset", "0"), ("length", str(weights[tensor.name].nbytes))):
-                entry = tensor.external_data.add()
-                entry.key, entry.value = key, value
+            mark_as_held(tensor, weights[tensor.name])
     names = {t.name for t in extra}
     proto.graph.initializer.extend({t.name: t for t in extra}[name] for name in names)
     return proto, weights
 
 
 def pair(source: str, target: str) -> list[onnx.NodeProto]:
-    return [helper.make_node("Cast", [source], [f"{target}:h"], to=TensorProto.FLOAT16), helper.make_node("Cast", [f"{target}:h"], [target], to=TensorProto.FLOAT)]
+    return [
+        helper.make_node("Cast", [source], [f"{target}:h"], to=TensorProto.FLOAT16),
+        helper.make_node("Cast", [f"{target}:h"], [target], to=TensorProto.FLOAT),
+    ]
 
 
 def timed(work: Callable[[], Any]) -> tuple[float, Any]:

@@ -7,10 +7,8 @@ Prints wall time and the process's CPU time of both, and checks that both read t
 
 from __future__ import annotations
 
-import argparse
 import csv
 import statistics
-import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -18,8 +16,6 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-
-from reports.readers import ncu
 
 BASE = ("ID", "Process ID", "Process Name", "Host Name", "Kernel Name", "Context", "Stream", "Block Size", "Grid Size",
         "Device", "CC")  # fmt: skip
@@ -65,7 +61,9 @@ def read_as_objects(path: Path) -> pd.DataFrame:
     for name in data.columns[len(BASE) :]:
         column = data[name]
         data = data.assign(**{name: pd.to_numeric(column.str.replace(",", ""), errors="coerce")}) if False else data
-    numbers = {name: pd.to_numeric(data[name].str.replace(",", ""), errors="coerce") for name in data.columns[len(BASE) :]}
+    numbers = {
+        name: pd.to_numeric(data[name].str.replace(",", ""), errors="coerce") for name in data.columns[len(BASE) :]
+    }
     return pd.DataFrame(numbers)
 
 

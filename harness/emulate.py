@@ -82,8 +82,10 @@ class Emulation:
         self.precision = precision
         self.candidates = [i for i, p in enumerate(plan.positions) if p]
         self._flag_count = plan.flags
-        self._runner = Runner(proto, model.weights | plan.rounded, threads=threads, optimise=optimise,
-                              fold_constants=twice, prepack=twice)  # fmt: skip
+        self._runner = Runner(
+            proto, model.weights | plan.rounded, threads=threads, optimise=optimise, fold_constants=twice, prepack=twice,
+            folder=None if twice else model.path.parent,
+        )  # fmt: skip
 
     def run(self, feeds: Feeds, lowered: Collection[int]) -> list[np.ndarray]:
         """The model's outputs, in its own order, with the nodes `lowered` (indices) stored in the lower precision."""

@@ -18,6 +18,7 @@ from onnx import AttributeProto, TensorProto, external_data_helper, helper, nump
 
 from harness.errors import ParseError, UsageError
 
+HELD = "probe:held"  # the external data location of a weight that is held in memory
 INLINE_BYTES = 4096  # tensors up to this size stay in the graph: shape inference and TensorRT's parser read them there
 
 
@@ -220,12 +221,18 @@ def _take_weights(graph: onnx.GraphProto, path: Path) -> dict[str, np.ndarray]:
             tensor.CopyFrom(numpy_helper.from_array(np.asarray(array), tensor.name))
             continue
         weights[tensor.name] = array
-        tensor.ClearField("external_data")
-        tensor.data_location = TensorProto.EXTERNAL
-        for key, value in (("location", "weights"), ("offset", "0"), ("length", str(array.nbytes))):
-            entry = tensor.external_data.add()
-            entry.key, entry.value = key, value
+        if not external:
+            mark_as_held(tensor, array)
     return weights
+
+
+def mark_as_held(tensor: TensorProto, array: np.ndarray) -> None:
+    """Say in the graph that the data of an initialiser is not there but held as an array, under its name."""
+    tensor.data_location = TensorProto.EXTERNAL
+    del tensor.external_data[:]
+    for key, value in (("location", HELD), ("offset", "0"), ("length", str(array.nbytes))):
+        entry = tensor.external_data.add()
+        entry.key, entry.value = key, value
 
 
 def _take_inline(tensor: TensorProto) -> np.ndarray | None:

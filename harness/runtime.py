@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -10,7 +11,7 @@ import onnx
 
 from harness import optional
 from harness.errors import UsageError
-from harness.model import walk
+from harness.model import HELD, walk
 
 Feeds = Mapping[str, np.ndarray]
 
@@ -20,11 +21,15 @@ class RunFailed(Exception):
 
 
 class Runner:
-    """One ONNX Runtime session over a model without weights and the arrays that hold them (not copied)."""
+    """One ONNX Runtime session over a model without weights and the arrays that hold them.
+
+    ONNX Runtime may copy the arrays. With `folder`, weights that lie in files beside the model are mapped from there
+    instead, and are in memory once however many sessions and processes use them.
+    """
 
     def __init__(
         self, proto: onnx.ModelProto, weights: Mapping[str, np.ndarray], *, threads: int = 0, optimise: bool = True,
-        fold_constants: bool = True, prepack: bool = True,
+        fold_constants: bool = True, prepack: bool = True, folder: Path | None = None,
     ) -> None:  # fmt: skip
         ort = optional.load("onnxruntime")
         options = ort.SessionOptions()
@@ -34,9 +39,14 @@ class Runner:
             options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
         if not prepack:
             options.add_session_config_entry("session.disable_prepacking", "1")
-        needed = _external_initialisers(proto.graph)
+        mapped = folder is not None
+        if folder is not None:
+            options.add_session_config_entry(
+                "session.model_external_initializers_file_folder_path", str(folder.resolve())
+            )
+        needed = _held_initialisers(proto.graph, mapped)
         self._weights = {name: np.ascontiguousarray(array) for name, array in weights.items() if name in needed}
-        if self._weights:  # the session reads these buffers in place: they live as long as it does
+        if self._weights:  # a session that does not copy these buffers needs them as long as it lives
             values = [ort.OrtValue.ortvalue_from_numpy(array) for array in self._weights.values()]
             options.add_external_initializers(list(self._weights), values)
             self._values = values
@@ -87,10 +97,12 @@ def check_feeds(inputs: Sequence[onnx.ValueInfoProto], feeds: Feeds, origin: str
             )
 
 
-def _external_initialisers(graph: onnx.GraphProto) -> set[str]:
+def _held_initialisers(graph: onnx.GraphProto, mapped: bool) -> set[str]:
     """Initialisers to be handed over; ONNX Runtime drops unread ones before it would take them, and then complains."""
-    external = {t.name for t in graph.initializer if t.data_location == onnx.TensorProto.EXTERNAL}
-    return external & {name for node in walk(graph) for name in node.input} if external else external
+    external = {t.name: t for t in graph.initializer if t.data_location == onnx.TensorProto.EXTERNAL}
+    if mapped:
+        external = {name: t for name, t in external.items() if any(e.value == HELD for e in t.external_data)}
+    return external.keys() & {name for node in walk(graph) for name in node.input} if external else set()
 
 
 def _first_line(error: Exception) -> str:

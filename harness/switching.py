@@ -9,7 +9,7 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from harness.model import INLINE_BYTES, opset_of, subgraphs
+from harness.model import INLINE_BYTES, mark_as_held, opset_of, subgraphs
 
 FLAGS = "probe:flags"  # the extra input: bool[number of switches]
 
@@ -37,10 +37,7 @@ def weight_tensor(name: str, array: np.ndarray) -> TensorProto:
     if array.nbytes <= INLINE_BYTES:
         return numpy_helper.from_array(array, name)
     tensor = TensorProto(name=name, data_type=helper.np_dtype_to_tensor_dtype(array.dtype), dims=array.shape)
-    tensor.data_location = TensorProto.EXTERNAL
-    for key, value in (("location", "weights"), ("offset", "0"), ("length", str(array.nbytes))):
-        entry = tensor.external_data.add()
-        entry.key, entry.value = key, value
+    mark_as_held(tensor, array)
     return tensor
 
 

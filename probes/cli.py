@@ -124,7 +124,7 @@ def _bisect_screen(session: Session) -> Iterable[Any]:
         rows = (
             (c.node, c.op_type, c.scope, "" if c.sensitivity is None else units.percent(c.sensitivity)) for c in shown
         )
-        yield table(("node", "op", "scope", "error if alone"), rows)
+        yield table(("node", "op", "scope", "sensitivity"), rows)
         if len(shown) < len(run.culprits):
             yield f"{len(shown)} of {len(run.culprits)} shown; all of them are in the report"
     if undecided := run.texts("undecided"):

@@ -201,7 +201,7 @@ def _blame(run: Bisection, number: int) -> str:
         "precision": "must stay in FP32",
         "finite": "makes values that are not finite" if one else "together make values that are not finite",
         "compare": "makes the models differ" if one else "make the models differ",
-        "build": "is enough to make the build fail" if one else "are enough to make the build fail",
+        "build": "breaks the build" if one else "break the build",
         "check": "is to blame for the failing check" if one else "are to blame for the failing check",
     }.get(run.fault, "is to blame" if one else "are to blame")
 

@@ -290,3 +290,77 @@ declare(
     duration_s="float64",
     cached="boolean",
 )
+declare(
+    "finding_details",  # what a record of compute-sanitizer says beyond its row in `findings`
+    finding="int64",  # the row of `findings`, from 0
+    position="int64",
+    role="string",  # at, access, device, host, remark
+    text="string",
+    function="string",
+    file="string",  # as the tool wrote it, with its folder
+    line="Int64",
+    pc="string",
+    module="string",
+    count="Int64",  # hazards
+)
+declare(
+    "runs",  # of trtexec: one row for each start
+    run="int64",
+    status="string",
+    tool_version="string",
+    command="string",
+    comparable_group="string",  # times of different groups do not measure the same thing
+    throughput_qps="float64",
+    compute_min_ns="float64",
+    compute_mean_ns="float64",
+    compute_median_ns="float64",
+    compute_p90_ns="float64",
+    compute_p95_ns="float64",
+    compute_p99_ns="float64",
+    compute_max_ns="float64",
+)
+declare(
+    "averages",  # the lines `Average on 10 runs` of trtexec
+    run="int64",
+    position="int64",  # among the printed ones
+    iterations="Int64",  # how many one line averages
+    compute_ns="float64",
+    latency_ns="float64",
+    end_to_end_ns="float64",
+    enqueue_ns="float64",
+)
+declare(
+    "node_events",  # of ONNX Runtime: one row for each execution of a node
+    node="string",
+    op_type="string",
+    provider="string",
+    iteration="Int64",  # the model run it belongs to, from 0
+    node_index="Int64",
+    parent="Int64",  # the row of the node it ran inside of (Loop, If, Scan)
+    process_id="Int64",
+    thread_id="Int64",
+    start_ns="int64",
+    duration_ns="int64",
+    self_ns="int64",  # less what ran inside
+    input_shapes="string",
+    output_shapes="string",
+    output_bytes="Int64",
+)
+declare(
+    "tensors",  # of Polygraphy's inputs and outputs
+    runner="string",
+    iteration="int64",
+    role="string",  # input or output
+    tensor="string",
+    dtype="string",
+    shape="string",
+    elements="Int64",
+    bytes="Int64",
+    min="float64",  # of the finite values, like mean and std
+    max="float64",
+    mean="float64",
+    std="float64",
+    nan_count="Int64",
+    inf_count="Int64",
+    zero_count="Int64",
+)

@@ -21,11 +21,15 @@ import pandas as pd
 from reports import units
 
 LIMIT = 1_000_000  # events in a page
+MOST_BYTES = 5_600_000  # of the deflated columns
 MOST_LANES = 60
 MOST_NAMES = 4000  # different texts; beyond it numbers in names become `#`
 WIDTH = 240  # characters of a name in the timeline; tables hold the whole name
+_TONES = 8  # names with a colour of their own
 _OVERFLOWS = 6  # lanes below a lane, for events that overlap
-_KINDS = ("ranges", "calls", "work")
+_CPU, _GPU = 0, 1  # sides; the CPU is drawn above
+_MARKS, _CALLS = 1 << 20, (1 << 20) + 1  # rows below all depths of ranges
+_THREAD = ("process_id", "thread_id")
 _KEY = ["side", "place", "line", "row", "overflow"]  # of a lane: CPU or GPU, process or device, thread or stream, ...
 _OTHER = "(one of many other names)"
 
@@ -48,6 +52,7 @@ class Timeline:
 
     lanes: tuple[Lane, ...]
     names: tuple[str, ...]
+    tones: tuple[int, ...]  # of each name, which colour; -1 for the common one
     span_ns: int
     focus_ns: tuple[int, int]  # what is shown first: from the first GPU work, or its launch, to the last
     events: int
@@ -65,7 +70,9 @@ class Timeline:
         said = f"{units.plural(self.total, 'event')} over {units.seconds(self.span_ns / 1e9)}"
         if self.merged:
             brief = units.seconds(self.resolution_ns / 1e9)
-            said += f", drawn as {units.count(self.events)}: those shorter than {brief} that start together are one block"
+            said += (
+                f", drawn as {units.count(self.events)}: those shorter than {brief} that start together are one block"
+            )
         lanes = units.plural(len(self.lanes), "lane")
         if self.lanes_left_out:
             lanes = f"the busiest {len(self.lanes)} of {units.plural(len(self.lanes) + self.lanes_left_out, 'lane')}"
@@ -75,7 +82,7 @@ class Timeline:
         """Everything but the columns' bytes."""
         lanes = [{"group": lane.group, "title": lane.title, "kind": lane.kind} for lane in self.lanes]
         content = {
-            "lanes": lanes, "lengths": self.lengths, "names": self.names, "columns": dict(self.columns),
+            "lanes": lanes, "lengths": self.lengths, "names": self.names, "tones": self.tones, "columns": dict(self.columns),
             "span": self.span_ns, "focus": self.focus_ns,
         }  # fmt: skip
         return json.dumps(content, ensure_ascii=False, separators=(",", ":"))
@@ -94,24 +101,39 @@ def build(tables: Mapping[str, Table], limit: int = LIMIT) -> Timeline | None:
     packed = _pack(events)
     lanes, left_out = _arrange(packed)
     packed = packed.sort_values(["lane", "start"], kind="stable")
-    merged, resolution = _merge(packed, limit, span)
-    lengths = np.bincount(merged["lane"], minlength=len(lanes))
-    columns = _differences(merged)
-    planes = {name: _planes(column) for name, column in columns.items()}
+    tones = _tones(packed, len(names))
+    while True:
+        merged, resolution = _merge(packed, limit, span)
+        planes = {name: _planes(column) for name, column in _differences(merged).items()}
+        deflated = base64.b64encode(zlib.compress(b"".join(b"".join(p) for p in planes.values()), 6)).decode("ascii")
+        if len(deflated) <= MOST_BYTES:
+            break
+        limit = min(limit, len(merged)) * 3 // 4
     return Timeline(
         lanes=lanes,
         names=names,
+        tones=tones,
         span_ns=span,
         focus_ns=focus,
         events=len(merged),
         total=total,
-        merged=len(packed) - int((merged["others"] == 0).sum()),
+        merged=int((merged["others"] + 1)[merged["others"] > 0].sum()),
         resolution_ns=resolution,
         lanes_left_out=left_out,
         columns={name: len(parts) for name, parts in planes.items()},
-        lengths=tuple(map(int, lengths)),
-        deflated=base64.b64encode(zlib.compress(b"".join(b"".join(p) for p in planes.values()), 6)).decode("ascii"),
+        lengths=tuple(map(int, np.bincount(merged["lane"], minlength=len(lanes)))),
+        deflated=deflated,
     )
+
+
+def _tones(events: Table, names: int) -> tuple[int, ...]:
+    """Of each name its place among those with the most GPU time, from 0; -1 for all but the first few."""
+    work = events[events["side"] == _GPU]
+    time = np.bincount(work["name"], weights=work["end"] - work["start"], minlength=names)
+    tones = np.full(names, -1)
+    most = np.argsort(-time, kind="stable")[:_TONES]
+    tones[most] = np.arange(len(most))
+    return tuple(np.where(time > 0, tones, -1).tolist())
 
 
 # Tables to events: side, place, line, row (what makes a lane), start, end, name, owner (indices of names; 0 is none).
@@ -121,8 +143,10 @@ def _gather(tables: Mapping[str, Table]) -> tuple[Table, tuple[str, ...]] | None
     names: list[str] = [""]
     makers: dict[str, Callable[[Table], Table]] = {
         "ranges": _of_ranges,
+        "marks": _of_marks,
         "api_calls": _of_calls,
         "kernels": _of_kernels,
+        "graph_launches": _of_graphs,
         "memory_ops": _of_copies,
     }
     parts: list[Table] = []
@@ -137,38 +161,48 @@ def _gather(tables: Mapping[str, Table]) -> tuple[Table, tuple[str, ...]] | None
         names += texts
         if table == "ranges":
             owners = dict(zip(_integers(frame["range_id"]).tolist(), made["name"].tolist(), strict=True))
-        owned = table in ("kernels", "memory_ops") and "range_id" in frame
+        owned = table in ("kernels", "graph_launches", "memory_ops") and "range_id" in frame
         made["owner"] = frame["range_id"].map(owners).fillna(0).astype("int64").to_numpy() if owned else 0
         parts.append(made)
     return (pd.concat(parts, ignore_index=True), tuple(names)) if parts else None
 
 
 def _of_ranges(frame: Table) -> Table:
-    start = _integers(frame["start_ns"])
-    last = max(int(start.max()), int(frame["end_ns"].fillna(start[0]).max()))
-    return _events(
-        0, frame, ("process_id", "thread_id"), _column(frame, "depth"), start,
-        np.maximum(_integers(frame["end_ns"].fillna(last)), start), frame["range"],  # an open range reaches to the end
-    )  # fmt: skip
+    start, end = _integers(frame["start_ns"]), frame["end_ns"]
+    last = max(int(start.max()), int(end.fillna(start[0]).max()))
+    text = frame["range"]
+    if "range_group" in frame and text.nunique() > MOST_NAMES:
+        text = frame["range_group"]
+    end = np.maximum(_integers(end.fillna(last)), start)  # an open range reaches to the end
+    return _events(_CPU, frame, _THREAD, _column(frame, "depth"), start, end, text)
+
+
+def _of_marks(frame: Table) -> Table:
+    start = _integers(frame["time_ns"])
+    return _events(_CPU, frame, _THREAD, np.full(len(frame), _MARKS), start, start, frame["mark"])
 
 
 def _of_calls(frame: Table) -> Table:
     start = _integers(frame["start_ns"])
-    row = np.full(len(frame), 1 << 20)  # below all depths of ranges
-    return _events(0, frame, ("process_id", "thread_id"), row, start, start + _duration(frame), frame["api"])
+    return _events(_CPU, frame, _THREAD, np.full(len(frame), _CALLS), start, start + _duration(frame), frame["api"])
 
 
 def _of_kernels(frame: Table) -> Table:
-    start = _integers(frame["start_ns"])
-    row = np.zeros(len(frame), dtype=np.int64)
-    text = frame["kernel_short"] if "kernel_short" in frame else frame["kernel"]
-    return _events(1, frame, ("device_id", "stream_id"), row, start, start + _duration(frame), text)
+    return _of_work(frame, frame["kernel_short"] if "kernel_short" in frame else frame["kernel"])
+
+
+def _of_graphs(frame: Table) -> Table:
+    return _of_work(frame, "CUDA graph " + frame["graph_id"].astype("str"))
 
 
 def _of_copies(frame: Table) -> Table:
+    return _of_work(frame, frame["kind"])
+
+
+def _of_work(frame: Table, text: pd.Series[Any]) -> Table:
     start = _integers(frame["start_ns"])
-    row = np.zeros(len(frame), dtype=np.int64)
-    return _events(1, frame, ("device_id", "stream_id"), row, start, start + _duration(frame), frame["kind"])
+    line = ("device_id", "stream_id")
+    return _events(_GPU, frame, line, np.zeros(len(frame), dtype=np.int64), start, start + _duration(frame), text)
 
 
 def _events(
@@ -176,7 +210,7 @@ def _events(
 ) -> Table:
     return pd.DataFrame(
         {"side": side, "place": _column(frame, line[0]), "line": _column(frame, line[1]), "row": row,
-         "start": start, "end": end, "text": text.to_numpy()},
+         "start": start, "end": end, "text": text.array},
     )  # fmt: skip
 
 
@@ -197,21 +231,23 @@ def _duration(frame: Table) -> Integers:
 
 def _vocabulary(texts: pd.Series[Any]) -> tuple[Integers, list[str]]:
     """Indices into the different texts; where these are too many, numbers become `#`, and then rare ones are one."""
-    codes, names = pd.factorize(texts.fillna("(no name)"))
+    kept = pd.Categorical(texts)
+    codes, names = np.asarray(kept.codes, dtype=np.int64), [*map(str, kept.categories), "(no name)"]
+    codes = np.where(codes < 0, len(names) - 1, codes)
     if len(names) > MOST_NAMES:
-        again, names = pd.factorize(pd.Series(names, dtype="str").str.replace(r"\d+", "#", regex=True))
-        codes = again[codes]
+        again, found = pd.factorize(pd.Series(names, dtype="str").str.replace(r"\d+", "#", regex=True))
+        codes, names = again[codes], list(found)
     if len(names) > MOST_NAMES:
-        often = np.argsort(-np.bincount(codes), kind="stable")[: MOST_NAMES - 1]
+        often = np.argsort(-np.bincount(codes, minlength=len(names)), kind="stable")[: MOST_NAMES - 1]
         place = np.full(len(names), MOST_NAMES - 1)
         place[often] = np.arange(len(often))
-        codes, names = place[codes], [*np.asarray(names)[often], _OTHER]
-    return np.asarray(codes, dtype=np.int64), [units.shorten(units.visible(str(name)), WIDTH) for name in names]
+        codes, names = place[codes], [*(names[index] for index in often), _OTHER]
+    return codes, [units.shorten(units.visible(name), WIDTH) for name in names]
 
 
 def _focus(events: Table, span: int) -> tuple[int, int]:
     """From the first GPU work to its last with a little room; everything where there is none."""
-    work = events[events["side"] == 1]
+    work = events[events["side"] == _GPU]
     if work.empty:
         return 0, span
     first, last = int(work["start"].min()), int(work["end"].max())
@@ -254,20 +290,21 @@ def _arrange(events: Table) -> tuple[tuple[Lane, ...], int]:
     keys = pd.MultiIndex.from_frame(events[_KEY])
     events["lane"] = pd.Index(list(number), tupleize_cols=True).get_indexer(keys)
     events.drop(events.index[events["lane"] < 0], inplace=True)
-    several = busy[busy["side"] == 0]["place"].nunique() > 1
+    several = busy[busy["side"] == _CPU]["place"].nunique() > 1
     return tuple(_lane(key, several) for key in number), total - len(busy)
 
 
 def _lane(key: tuple[int, ...], several: bool) -> Lane:
     side, place, line, row, overflow = key
     more = f" (overlap {overflow})" if overflow else ""
-    if side == 1:
+    if side == _GPU:
         where = f"GPU {place}, " if place >= 0 else "GPU, "
-        return Lane(f"{where}stream {line}" if line >= 0 else f"{where}no stream", f"work{more}", _KINDS[2])
+        return Lane(f"{where}stream {line}" if line >= 0 else f"{where}no stream", f"work{more}", "work")
     group = f"thread {line}" + (f" of process {place}" if several else "")
-    if row == 1 << 20:
-        return Lane(group, f"API calls{more}", _KINDS[1])
-    return Lane(group, f"ranges, depth {row}{more}", _KINDS[0])
+    title, kind = {_MARKS: ("marks", "ranges"), _CALLS: ("API calls", "calls")}.get(
+        row, (f"ranges, depth {row}", "ranges")
+    )
+    return Lane(group, f"{title}{more}", kind)
 
 
 # Too many events: neighbours become blocks that say so.

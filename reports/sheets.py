@@ -1,0 +1,158 @@
+"""Frames to the tables of a page: units from the columns' names, longest first, at most so many rows and it says so."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import pandas as pd
+
+from reports import units
+
+MOST_ROWS = 1000  # in the page; `probe report --tables` writes them all
+FIRST_ROWS = 10  # shown before anything is clicked
+_TEXT_BUDGET = 1_500_000  # characters in one table
+_SPECIAL = {
+    "onnx_nodes": "ONNX nodes", "api": "API call", "gpu": "GPU", "onnx_node": "ONNX node", "layer_type": "Type",
+    "line": "Line", "count": "Count",
+}  # fmt: skip
+
+Cell = str | tuple[float | None, str]  # a text, or a number and how it reads
+
+
+@dataclass(frozen=True)
+class Column:
+    """`kind` is text, number, or bar (a number with a bar behind it)."""
+
+    title: str
+    kind: str
+
+
+@dataclass(frozen=True)
+class Sheet:
+    """One table of a page; `total` is how many rows there are, of which `rows` are embedded."""
+
+    key: str
+    title: str
+    noun: str
+    columns: tuple[Column, ...]
+    rows: tuple[tuple[Cell, ...], ...]
+    total: int
+    caption: str = ""
+    first: int = FIRST_ROWS
+    secondary: bool = False  # closed until it is asked for
+
+    @property
+    def count(self) -> str:
+        """`12 kernels`, or `1,000 of 5,000 kernels`."""
+        if len(self.rows) < self.total:
+            return f"{units.count(len(self.rows))} of {units.plural(self.total, self.noun)}; the rest: --tables"
+        return units.plural(self.total, self.noun)
+
+    @property
+    def widest(self) -> float:
+        """The largest number of the column with bars."""
+        place = next((place for place, column in enumerate(self.columns) if column.kind == "bar"), None)
+        values = [row[place][0] for row in self.rows if isinstance(row[place], tuple)] if place is not None else []
+        return max((value for value in values if isinstance(value, float) and math.isfinite(value)), default=0.0)
+
+    def to_json(self) -> str:
+        """What the table's script needs: all rows, numbers beside how they read."""
+        content = {
+            "columns": [[column.title, column.kind] for column in self.columns],
+            "rows": [[_plain(cell) for cell in row] for row in self.rows],
+            "noun": self.noun, "total": self.total, "first": self.first, "widest": self.widest,
+        }  # fmt: skip
+        return json.dumps(content, ensure_ascii=False, separators=(",", ":"))
+
+
+def make(
+    key: str, title: str, frame: pd.DataFrame, noun: str, *,
+    titles: Mapping[str, str] | None = None, bar: str | None = None, caption: str = "",
+    total: int | None = None, first: int = FIRST_ROWS, secondary: bool = False,
+) -> Sheet:  # fmt: skip
+    """A sheet of the frame's rows in their order; columns that hold nothing are left out."""
+    shown = frame.head(MOST_ROWS)
+    shown = shown[[name for name in shown.columns if not _is_empty(shown[name])]]
+    texts = sum(1 for name in shown.columns if not _is_number(shown[name])) * max(1, len(shown))
+    width = max(120, _TEXT_BUDGET // max(1, texts))
+    cells = [_cells(str(name), shown[name], width) for name in shown.columns]
+    columns = tuple(
+        Column((titles or {}).get(str(name)) or _title(str(name)), _kind(str(name), shown[name], bar))
+        for name in shown.columns
+    )
+    rows = tuple(zip(*cells, strict=True))
+    total = len(frame) if total is None else total
+    return Sheet(key, title, noun, columns, rows, total, caption, first, secondary)
+
+
+def text(name: str, value: float | None) -> str:
+    """A number as text, in the unit that its column's name carries."""
+    if value is None or (isinstance(value, float) and math.isnan(value)):
+        return units.ABSENT
+    if name.endswith("_ns"):
+        return units.seconds(value / 1e9) if value >= 0 else f"−{units.seconds(-value / 1e9)}"
+    if name.endswith("_s"):
+        return units.seconds(value)
+    if name.endswith("bytes"):
+        return units.size(value)
+    if name.endswith("_bytes_per_s"):
+        return f"{units.size(value)}/s"
+    if name.endswith("_pct"):
+        return f"{units.significant(value)} %"
+    if name.endswith("_hz"):
+        return f"{units.significant(value / 1e6, 4)} MHz"
+    return units.count(value) if float(value).is_integer() and abs(value) < 1e15 else units.significant(value, 4)
+
+
+def _title(name: str) -> str:
+    if name in _SPECIAL:
+        return _SPECIAL[name]
+    for suffix in ("_bytes_per_s", "_ns", "_pct", "_hz", "_s"):
+        name = name.removesuffix(suffix)
+    name = name.replace("_", " ")
+    return name[:1].upper() + name[1:]
+
+
+def _kind(name: str, column: pd.Series[Any], bar: str | None) -> str:
+    return "bar" if name == bar else "number" if _is_number(column) else "text"
+
+
+def _is_number(column: pd.Series[Any]) -> bool:
+    return pd.api.types.is_numeric_dtype(column) and not pd.api.types.is_bool_dtype(column)
+
+
+def _is_empty(column: pd.Series[Any]) -> bool:
+    return len(column) > 0 and all(_absent(value) or value in ("", ()) for value in column.tolist())
+
+
+def _absent(value: Any) -> bool:
+    return value is None or value is pd.NA or (isinstance(value, float) and math.isnan(value))
+
+
+def _cells(name: str, column: pd.Series[Any], width: int) -> list[Cell]:
+    if _is_number(column):
+        numbers = [None if _absent(value) else value for value in column.tolist()]
+        plain = name == "line" or name.endswith("_id") or name in ("address",)  # no thousands separators
+        return [
+            (None if n is None else float(n), str(n) if plain and n is not None else text(name, n)) for n in numbers
+        ]
+    return [_words(value, width) for value in column.tolist()]
+
+
+def _words(value: Any, width: int) -> str:
+    if _absent(value):
+        return units.ABSENT
+    joined = " + ".join(map(str, value)) if isinstance(value, tuple | list) else str(value)
+    return units.visible(units.shorten(joined, width)) or units.ABSENT
+
+
+def _plain(cell: Cell) -> Any:
+    """A cell as JSON: numbers that JSON lacks become texts that the script knows."""
+    if isinstance(cell, str):
+        return cell
+    value, words = cell
+    return [value if value is None or math.isfinite(value) else str(value), words]
