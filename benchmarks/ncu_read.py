@@ -2,13 +2,15 @@
 
 Prints wall time and the process's CPU time of both, and checks that both read the same numbers.
 
-    python benchmarks/ncu_read.py [--launches 2000] [--metrics 1500] [--rounds 3]
+Run: `python -m benchmarks.ncu_read` (`--launches 200` for a quick look).
 """
 
 from __future__ import annotations
 
+import argparse
 import csv
 import statistics
+import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -16,6 +18,9 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+
+from reports.readers import ncu
+from reports.readers.ncu_units import base_unit
 
 BASE = ("ID", "Process ID", "Process Name", "Host Name", "Kernel Name", "Context", "Stream", "Block Size", "Grid Size",
         "Device", "CC")  # fmt: skip
@@ -58,9 +63,6 @@ def read_as_objects(path: Path) -> pd.DataFrame:
     header = next(i for i, line in enumerate(lines) if line.startswith(b'"ID"'))
     frame = pd.read_csv(path, skiprows=header, dtype=object)
     data = frame.iloc[1:]
-    for name in data.columns[len(BASE) :]:
-        column = data[name]
-        data = data.assign(**{name: pd.to_numeric(column.str.replace(",", ""), errors="coerce")}) if False else data
     numbers = {
         name: pd.to_numeric(data[name].str.replace(",", ""), errors="coerce") for name in data.columns[len(BASE) :]
     }
@@ -76,3 +78,34 @@ def timed(call: Callable[[Path], Any], path: Path, rounds: int) -> tuple[float, 
         wall.append(time.perf_counter() - start)
         cpu.append(time.process_time() - used)
     return statistics.median(wall), statistics.median(cpu), result
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--launches", type=int, default=2000)
+    parser.add_argument("--metrics", type=int, default=1500)
+    parser.add_argument("--rounds", type=int, default=3)
+    given = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "raw.csv"
+        write_raw_page(path, given.launches, given.metrics)
+        print(f"{given.launches} launches x {given.metrics} metrics, {path.stat().st_size / 1e6:.1f} MB")
+        ours = timed(ncu.read, path, given.rounds)
+        peer = timed(read_as_objects, path, given.rounds)
+    check(ours[2].tables["metrics"], peer[2])
+    for name, (wall, cpu, _) in (("probe, all tables in base units", ours), ("objects and to_numeric", peer)):
+        print(f"{name:>32}: {wall:6.2f} s wall, {cpu:6.2f} s CPU")
+    print(f"{'ratio of CPU':>32}: {peer[1] / ours[1]:.1f}x (asked: 5x)")
+
+
+def check(metrics: pd.DataFrame, peer: pd.DataFrame) -> None:
+    """Both read the same numbers, ours in base units."""
+    factors = np.array(
+        [base_unit(unit)[1] for unit in ("ns", *(UNITS[i % len(UNITS)] for i in range(peer.shape[1] - 1)))]
+    )
+    ours = metrics["value"].to_numpy().reshape(peer.shape)
+    np.testing.assert_allclose(ours, peer.to_numpy() * factors, rtol=1e-12)
+
+
+if __name__ == "__main__":
+    main()

@@ -16,7 +16,7 @@ lowered one costs one rounding per tensor. (`Where` computes both sides and took
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -26,8 +26,9 @@ from onnx import AttributeProto, TensorProto, helper, numpy_helper
 from harness.errors import UsageError
 from harness.model import Model, body_dtypes, reads, subgraphs
 from harness.precision import EXACT_OPS, Lowering, Positions, Precision
-from harness.runtime import Feeds, Runner
-from harness.switching import FLAGS, flag, if_node, weight_tensor, with_flags
+from harness.runtime import Feeds
+from harness.segments import Bound, Segmented
+from harness.switching import flag, if_node, weight_tensor
 
 KEEP_TWICE_BYTES = 256 << 20  # weights up to this size are also held rounded; above, one copy of the weights is kept
 
@@ -78,20 +79,25 @@ class Emulation:
                              f"version_converter.convert_version(onnx.load('{model.path.name}'), 17), 'opset17.onnx')\"")  # fmt: skip
         twice = model.weight_bytes <= KEEP_TWICE_BYTES if keep_twice is None else keep_twice
         plan = _plan(model, precision, twice)
-        proto, self._switches = _rewrite(plan)
+        nodes, self._switches = _rewrite(plan)
         self.precision = precision
         self.candidates = [i for i, p in enumerate(plan.positions) if p]
         self._flag_count = plan.flags
-        self._runner = Runner(
-            proto, model.weights | plan.rounded, threads=threads, optimise=optimise, fold_constants=twice, prepack=twice,
-            folder=None if twice else model.path.parent,
+        proto = onnx.ModelProto()
+        proto.CopyFrom(model.proto)
+        proto.graph.initializer.extend(weight_tensor(name, array) for name, array in plan.rounded.items())
+        self._model = Segmented(
+            proto, nodes, plan.flags, model.weights | plan.rounded, _with_rounded(model.dtypes, plan.offered),
+            threads=threads, optimise=optimise, fold_constants=twice, prepack=twice, folder=None if twice else model.path.parent,
         )  # fmt: skip
+
+    def bind(self, feeds: Feeds) -> Sample:
+        """The emulation with one sample of inputs; parts that a set leaves as another one did are not computed again."""
+        return Sample(self._model.bind(feeds), self._flags)
 
     def run(self, feeds: Feeds, lowered: Collection[int]) -> list[np.ndarray]:
         """The model's outputs, in its own order, with the nodes `lowered` (indices) stored in the lower precision."""
-        if self._flag_count == 0:
-            return self._runner.run(feeds)
-        return self._runner.run({**feeds, FLAGS: self._flags(lowered)})
+        return self.bind(feeds).run(lowered)
 
     def _flags(self, lowered: Collection[int]) -> np.ndarray:
         flags = np.zeros(self._flag_count, dtype=bool)
@@ -109,6 +115,20 @@ class Emulation:
                 flags[switch.rounds] = rounds
             representable[index] = already or rounds
         return flags
+
+
+class Sample:
+    """One sample of inputs: `run(lowered)` gives the model's outputs. The arrays must not be changed meanwhile."""
+
+    def __init__(self, bound: Bound, flags: Callable[[Collection[int]], np.ndarray]) -> None:
+        self._bound, self._flags = bound, flags
+
+    def run(self, lowered: Collection[int]) -> list[np.ndarray]:
+        return self._bound.run(self._flags(lowered))
+
+
+def _with_rounded(dtypes: Mapping[str, int], offered: Collection[str]) -> dict[str, int]:
+    return {**dtypes, **{f"{name}:rounded": TensorProto.FLOAT for name in offered}}
 
 
 def lowerable(model: Model, precision: Precision) -> list[int]:
@@ -133,8 +153,8 @@ def _plan(model: Model, precision: Precision, keep_twice: bool) -> _Plan:
     return _Plan(model, precision, keep_twice, lowering, positions, readers, solo)
 
 
-def _rewrite(plan: _Plan) -> tuple[onnx.ModelProto, list[_Switch | None]]:
-    """The instrumented model, and the switch of every node (None: cannot be lowered)."""
+def _rewrite(plan: _Plan) -> tuple[list[onnx.NodeProto], list[_Switch | None]]:
+    """The nodes of the instrumented model, and the switch of every node (None: cannot be lowered)."""
     model = plan.model
     maker = {name: node.index for node in model.nodes for name in node.proto.output}
     for value in model.inputs:
@@ -152,10 +172,7 @@ def _rewrite(plan: _Plan) -> tuple[onnx.ModelProto, list[_Switch | None]]:
         for name in node.proto.output:
             if name not in plan.solo:
                 _offer_rounded(plan, name, body)
-    proto = with_flags(model.proto, [*plan.head, *body], plan.flags)
-    for name, array in plan.rounded.items():
-        proto.graph.initializer.append(weight_tensor(name, array))
-    return proto, switches
+    return [*plan.head, *body], switches
 
 
 def _switch_node(

@@ -32,6 +32,7 @@ class Runner:
         fold_constants: bool = True, prepack: bool = True, folder: Path | None = None,
     ) -> None:  # fmt: skip
         ort = optional.load("onnxruntime")
+        self._make_value = ort.OrtValue.ortvalue_from_numpy
         options = ort.SessionOptions()
         options.log_severity_level = 4
         options.intra_op_num_threads = threads
@@ -61,6 +62,18 @@ class Runner:
     def run(self, feeds: Feeds, outputs: Sequence[str] | None = None) -> list[Any]:
         try:
             result: list[Any] = self._session.run(outputs, dict(feeds))
+        except Exception as error:
+            raise RunFailed(_first_line(error)) from error
+        return result
+
+    def value(self, array: np.ndarray) -> Any:
+        """An array as ONNX Runtime's own value (not copied), for `run_values`."""
+        return self._make_value(np.ascontiguousarray(array))
+
+    def run_values(self, feeds: Mapping[str, Any], outputs: Sequence[str]) -> list[Any]:
+        """`run` on ONNX Runtime's own values, which are not copied on the way from one session to the next."""
+        try:
+            result: list[Any] = self._session.run_with_ort_values(list(outputs), dict(feeds))
         except Exception as error:
             raise RunFailed(_first_line(error)) from error
         return result

@@ -40,7 +40,8 @@ class Lowered:
         feeds = inputs.load_samples(self.samples)
         try:
             emulation = Emulation(models.load(self.model), self.precision, threads=self.threads)
-            reference = [emulation.run(f, []) for f in feeds]
+            samples = [emulation.bind(f) for f in feeds]
+            reference = [sample.run([]) for sample in samples]
         except RunFailed as error:
             raise cannot_run(self.model, error) from error
         if verdicts.has_nonfinite(reference):
@@ -50,7 +51,7 @@ class Lowered:
 
         def evaluate(query: Query) -> Answer:
             try:
-                return judge([emulation.run(f, query) for f in feeds], reference)
+                return judge([sample.run(query) for sample in samples], reference)
             except RunFailed as error:  # it ran in FP32: lowering is to blame (a shape computed in FP16, say)
                 return Answer(Outcome.FAIL, float("inf"), f"run failed: {error}")
 

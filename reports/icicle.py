@@ -97,6 +97,7 @@ def _paths(ranges: pd.DataFrame | None) -> tuple[list[tuple[int, str, str]], pd.
     name = (ranges["range_group"] if "range_group" in ranges else ranges["range"]).astype("object").fillna("(no name)")
     domain = ranges["domain"].astype("object").fillna("")
     texts, words = pd.factorize(pd.MultiIndex.from_arrays([name, domain]))
+    spoken = [(str(one), str(other)) for one, other in words.tolist()]
     ids = ranges["range_id"].to_numpy(np.int64)
     parent_id = ranges["parent_id"].fillna(-1).to_numpy(np.int64)
     parent = pd.Index(ids).get_indexer(pd.Index(parent_id))
@@ -108,7 +109,7 @@ def _paths(ranges: pd.DataFrame | None) -> tuple[list[tuple[int, str, str]], pd.
         above = np.where(parent[waiting] < 0, -1, path[parent[waiting]])
         codes, pairs = pd.factorize(above * len(words) + texts[waiting])
         path[waiting] = codes + len(found)
-        found += [(int(pair // len(words)), *map(str, words[int(pair % len(words))])) for pair in pairs.tolist()]
+        found += [(pair // len(words), *spoken[pair % len(words)]) for pair in pairs.tolist()]
         below = [children[place] for place in waiting.tolist() if place in children]
         waiting = np.concatenate(below) if below else np.array([], dtype=np.int64)
     return found, pd.Series(_inherit(path, parent), index=ids)
@@ -154,8 +155,8 @@ def _lay_out(tree: Mapping[int, _Box], floor: int) -> tuple[list[Node], int]:
     merged = 0
     waiting = [(-1, -1, 0, 0)]  # box, its node, the depth of its children, their left edge
     while waiting:
-        box, node, depth, left = waiting.pop()
-        children = sorted(below.get(box, ()), key=lambda number: (-tree[number].time, tree[number].name))
+        above, node, depth, left = waiting.pop()
+        children = sorted(below.get(above, ()), key=lambda number: (-tree[number].time, tree[number].name))
         small = [number for number in children if tree[number].time < floor]
         for number in children[: len(children) - len(small)]:
             one = tree[number]

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+import re
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,9 +17,15 @@ MOST_ROWS = 1000  # in the page; `probe report --tables` writes them all
 FIRST_ROWS = 10  # shown before anything is clicked
 _TEXT_BUDGET = 1_500_000  # characters in one table
 _SPECIAL = {
-    "onnx_nodes": "ONNX nodes", "api": "API call", "gpu": "GPU", "onnx_node": "ONNX node", "layer_type": "Type",
-    "line": "Line", "count": "Count",
+    "onnx_nodes": "ONNX nodes", "onnx_node": "ONNX node", "api": "API call", "gpu": "GPU", "sm_count": "SMs",
+    "layer_type": "Type", "time_pct": "Share", "flop_per_s": "FLOP/s", "flop_per_byte": "FLOP per byte",
+    "dram_bytes": "Memory traffic", "dram_bytes_per_s": "Memory rate", "ceiling_pct": "Of roof",
+    "memory_pct": "Memory, of peak", "compute_pct": "Compute, of peak", "occupancy_pct": "Occupancy",
+    "estimated_speedup_pct": "Estimated speedup", "kernel_time_ns": "GPU time", "wall_ns": "Wall time",
+    "kernel_count": "Kernels", "rate_bytes_per_s": "Rate", "gap_ns": "Gap", "at_ns": "At", "qps": "Queries/s",
 }  # fmt: skip
+_HOME = re.compile(r"(?:/home/|/Users/|\b[A-Za-z]:[\\/]+Users[\\/]+)[^/\\\s\"':;,]+")
+_COUNTLESS = ("line", "address")  # numbers without thousands separators, as are ids
 
 Cell = str | tuple[float | None, str]  # a text, or a number and how it reads
 
@@ -81,7 +88,7 @@ def make(
     width = max(120, _TEXT_BUDGET // max(1, texts))
     cells = [_cells(str(name), shown[name], width) for name in shown.columns]
     columns = tuple(
-        Column((titles or {}).get(str(name)) or _title(str(name)), _kind(str(name), shown[name], bar))
+        Column((titles or {}).get(str(name)) or heading(str(name)), _kind(str(name), shown[name], bar))
         for name in shown.columns
     )
     rows = tuple(zip(*cells, strict=True))
@@ -91,27 +98,48 @@ def make(
 
 def text(name: str, value: float | None) -> str:
     """A number as text, in the unit that its column's name carries."""
-    if value is None or (isinstance(value, float) and math.isnan(value)):
+    if value is None or math.isnan(value):
         return units.ABSENT
-    if name.endswith("_ns"):
-        return units.seconds(value / 1e9) if value >= 0 else f"−{units.seconds(-value / 1e9)}"
-    if name.endswith("_s"):
-        return units.seconds(value)
-    if name.endswith("bytes"):
-        return units.size(value)
-    if name.endswith("_bytes_per_s"):
-        return f"{units.size(value)}/s"
-    if name.endswith("_pct"):
-        return f"{units.significant(value)} %"
-    if name.endswith("_hz"):
-        return f"{units.significant(value / 1e6, 4)} MHz"
+    for suffix, say in _UNITS:
+        if name.endswith(suffix):
+            return say(value)
     return units.count(value) if float(value).is_integer() and abs(value) < 1e15 else units.significant(value, 4)
 
 
-def _title(name: str) -> str:
+def _seconds(value: float) -> str:
+    return units.seconds(value) if value >= 0 else f"−{units.seconds(-value)}"
+
+
+def _flop(value: float) -> str:
+    for unit, scale in (("TFLOP", 1e12), ("GFLOP", 1e9), ("MFLOP", 1e6)):
+        if abs(value) >= scale:
+            return f"{units.significant(value / scale)} {unit}"
+    return f"{units.significant(value)} FLOP"
+
+
+# Suffix of a column's name -> how its numbers read; the first that fits.
+_UNITS: tuple[tuple[str, Callable[[float], str]], ...] = (
+    ("_ns", lambda value: _seconds(value / 1e9)),
+    ("bytes_per_s", lambda value: f"{units.size(value)}/s"),
+    ("flop_per_s", lambda value: f"{_flop(value)}/s"),
+    ("flop", _flop),
+    ("_qps", lambda value: units.significant(value, 5)),
+    ("_s", _seconds),
+    ("bytes", units.size),
+    ("_pct", lambda value: f"{units.significant(value)} %"),
+    ("_hz", lambda value: f"{units.significant(value / 1e6, 4)} MHz"),
+)
+
+
+def public(words: str) -> str:
+    """A text without the name of the person whose home folder is in it."""
+    return _HOME.sub("~", words) if "ome/" in words or "sers" in words else words
+
+
+def heading(name: str) -> str:
     if name in _SPECIAL:
         return _SPECIAL[name]
-    for suffix in ("_bytes_per_s", "_ns", "_pct", "_hz", "_s"):
+    for suffix in ("_bytes_per_s", "_ns", "_pct", "_hz", "_qps", "_s"):
         name = name.removesuffix(suffix)
     name = name.replace("_", " ")
     return name[:1].upper() + name[1:]
@@ -136,7 +164,7 @@ def _absent(value: Any) -> bool:
 def _cells(name: str, column: pd.Series[Any], width: int) -> list[Cell]:
     if _is_number(column):
         numbers = [None if _absent(value) else value for value in column.tolist()]
-        plain = name == "line" or name.endswith("_id") or name in ("address",)  # no thousands separators
+        plain = name in _COUNTLESS or name.endswith("_id")
         return [
             (None if n is None else float(n), str(n) if plain and n is not None else text(name, n)) for n in numbers
         ]
@@ -147,7 +175,7 @@ def _words(value: Any, width: int) -> str:
     if _absent(value):
         return units.ABSENT
     joined = " + ".join(map(str, value)) if isinstance(value, tuple | list) else str(value)
-    return units.visible(units.shorten(joined, width)) or units.ABSENT
+    return units.visible(units.shorten(public(joined), width)) or units.ABSENT
 
 
 def _plain(cell: Cell) -> Any:

@@ -78,6 +78,11 @@ class Timeline:
             lanes = f"the busiest {len(self.lanes)} of {units.plural(len(self.lanes) + self.lanes_left_out, 'lane')}"
         return f"{said}; {lanes}. CPU ranges and calls above, GPU work below; a gap is time in which nothing ran there."
 
+    @property
+    def groups(self) -> list[str]:
+        """Threads and streams, each once, in order."""
+        return list(dict.fromkeys(lane.group for lane in self.lanes))
+
     def to_json(self) -> str:
         """Everything but the columns' bytes."""
         lanes = [{"group": lane.group, "title": lane.title, "kind": lane.kind} for lane in self.lanes]
@@ -168,12 +173,12 @@ def _gather(tables: Mapping[str, Table]) -> tuple[Table, tuple[str, ...]] | None
 
 
 def _of_ranges(frame: Table) -> Table:
-    start, end = _integers(frame["start_ns"]), frame["end_ns"]
-    last = max(int(start.max()), int(end.fillna(start[0]).max()))
+    start = _integers(frame["start_ns"])
+    last = max(int(start.max()), int(frame["end_ns"].fillna(start[0]).max()))
     text = frame["range"]
     if "range_group" in frame and text.nunique() > MOST_NAMES:
         text = frame["range_group"]
-    end = np.maximum(_integers(end.fillna(last)), start)  # an open range reaches to the end
+    end = np.maximum(_integers(frame["end_ns"].fillna(last)), start)  # an open range reaches to the end
     return _events(_CPU, frame, _THREAD, _column(frame, "depth"), start, end, text)
 
 
@@ -340,7 +345,8 @@ def _merge(events: Table, limit: int, span: int) -> tuple[Table, int]:
 def _last_of_each(order: Integers, block: Integers) -> Integers:
     """Of an ordering that keeps blocks together, the last index in each block."""
     sorted_blocks = block[order]
-    return order[np.append(np.flatnonzero(sorted_blocks[1:] != sorted_blocks[:-1]), len(order) - 1)]
+    last: Integers = order[np.append(np.flatnonzero(sorted_blocks[1:] != sorted_blocks[:-1]), len(order) - 1)]
+    return last
 
 
 # Events to bytes.
@@ -358,7 +364,8 @@ def _differences(events: Table) -> dict[str, Integers]:
 
 def _planes(column: Integers) -> list[bytes]:
     """The column's bytes, least significant first, as many as its largest value needs (none if all are zero)."""
-    most, planes = int(column.max(initial=0)), []
+    most = int(column.max(initial=0))
+    planes: list[bytes] = []
     while most >> (8 * len(planes)):
         planes.append(((column >> (8 * len(planes))) & 255).astype(np.uint8).tobytes())
     return planes

@@ -27,10 +27,10 @@ ROWS_AT_ONCE_BYTES = 1 << 20  # of pages: what the caches of a core hold
 MAX_DEPTH = 20  # of a B-tree; SQLite's own limit
 SPARE = 8  # bytes behind the last page, so that eight can be read from anywhere
 
-# By serial type: how many bytes the value takes, and whether it is an integer or missing.
-SIZES = np.array([0, 1, 2, 3, 4, 6, 8, 8, 0, 0, 0, 0] + [(n - 12) // 2 for n in range(12, 128)], dtype=np.int64)
-IS_INT = np.array([n in (0, 1, 2, 3, 4, 5, 6, 8, 9) for n in range(256)])
-NULL, ZERO, ONE = 0, 8, 9
+# By serial type, up to 12: how many bytes the value takes, and whether it is an integer or missing.
+SIZES = np.array([0, 1, 2, 3, 4, 6, 8, 8, 0, 0, 0, 0, 0], dtype=np.int64)
+IS_INT = np.array([1, 1, 1, 1, 1, 1, 1, 0, 1, 1, 0, 0, 0], dtype=np.bool_)
+NULL, ONE = 0, 9
 
 
 class NotPlain(Exception):
@@ -74,7 +74,7 @@ class Pages:
         if numbers.size and not (1 <= int(numbers.min()) <= int(numbers.max()) <= self.count):
             raise NotPlain("a page outside the file")
         out = np.zeros(len(numbers) * self.size + SPARE, dtype=np.uint8)
-        view = memoryview(out)
+        view = out.data
         breaks = np.flatnonzero(np.diff(numbers) != 1) + 1
         for first, last in zip([0, *breaks.tolist()], [*breaks.tolist(), len(numbers)], strict=True):
             part = view[first * self.size : last * self.size]
@@ -101,14 +101,16 @@ def read_columns(
         raise NotPlain(str(error)) from error
     finally:
         os.close(descriptor)
-    return {column: _joined(parts) for column, parts in chunks.items()}, {
+    return {column: _joined(chunks.pop(column)) for column in integers}, {
         column: (_concatenated(text.codes, np.int32), [word.decode("utf-8", "replace") for word in text.seen])
         for column, text in words.items()
     }
 
 
 def _joined(parts: list[tuple[Ints, Bools]]) -> tuple[Ints, Bools]:
-    return _concatenated([values for values, _ in parts], np.int64), _concatenated([lost for _, lost in parts], np.bool_)
+    return _concatenated([values for values, _ in parts], np.int64), _concatenated(
+        [lost for _, lost in parts], np.bool_
+    )
 
 
 def _concatenated(parts: list[Any], dtype: Any) -> Any:
@@ -149,25 +151,43 @@ def _big_endian(page: Bytes, at: Ints, size: int) -> Ints:
 def _decode(pages: Pages, page: Bytes, chunks: dict[int, list[tuple[Ints, Bools]]], words: dict[int, Texts]) -> None:
     """Append what the rows of these leaf pages hold in the wanted columns."""
     cell = _cells(pages, page)
-    payload, at = _varint(page, cell)
+    payload, start = _varint(page, cell)
     if payload.size and int(payload.max()) > pages.usable - 35:
         raise NotPlain("a row that overflows its page")
-    _, at = _varint(page, at)  # the row's number
-    header, types_at = _varint(page, at)
-    body, header_end = at + header, at + header
+    _, start = _varint(page, start)  # the row's number
+    header, types_at = _varint(page, start)
+    if ((header < 1) | (header > payload)).any():
+        raise NotPlain("a header outside its row")
     eights: Any = np.ndarray((len(page) - SPARE + 1,), dtype="<i8", buffer=page, strides=(1,))  # from every offset
-    for column in range(max([*chunks, *words], default=-1) + 1):
-        if (types_at >= header_end).any():
-            raise NotPlain("a row with fewer columns than its table")
-        types, types_at = _varint(page, types_at)
-        sizes = SIZES.take(types, mode="clip") if types.max(initial=0) < 128 else _sizes(types)
+    at = start + header  # where the value of the next column lies
+    for column, types in enumerate(_types(page, eights, types_at, at, max([*chunks, *words], default=-1) + 1)):
+        uniform = types[:1] if (types == types[:1]).all() else types  # mostly all rows are alike: a scalar does
+        sizes = np.where(uniform >= 12, (uniform - 12) // 2, SIZES.take(uniform, mode="clip"))
         if column in chunks:
-            chunks[column].append(_integers(eights, types, sizes, body))
+            chunks[column].append(_integers(eights, uniform, sizes, at))
         elif column in words:
-            _texts(page, types, sizes, body, words[column])
-        body = body + sizes
-    if (body > cell + payload + 18).any():  # 18: two varints at the most before the payload
+            _texts(page, types, at, at + sizes, words[column])
+        at += sizes
+    if (at > start + payload).any():
         raise NotPlain("a value outside its row")
+
+
+def _types(page: Bytes, eights: Any, at: Ints, body: Ints, columns: int) -> Iterator[Ints]:
+    """The serial types of the rows, column by column: eight at once if each takes one byte, as nearly always."""
+    if (at + columns > body).any():
+        raise NotPlain("a row with fewer columns than its table")
+    near = at[:, None] + np.arange(0, columns, 8)
+    types = np.ascontiguousarray(eights[np.minimum(near, len(eights) - 1)]).view(np.uint8)[:, :columns].T
+    if types.max(initial=0) < 128:
+        yield from np.ascontiguousarray(types).astype(np.int16)
+        return
+    for _ in range(columns):  # a text of 58 bytes or more has a longer type
+        if (at >= body).any():
+            raise NotPlain("a row with fewer columns than its table")
+        row, at = _varint(page, at)
+        if row.size and not 0 <= int(row.min()) <= int(row.max()) <= 2 * len(page):
+            raise NotPlain("a type that no value has")
+        yield row
 
 
 def _cells(pages: Pages, page: Bytes) -> Ints:
@@ -202,30 +222,27 @@ def _varint(page: Bytes, at: Ints) -> tuple[Ints, Ints]:
     return value, after
 
 
-def _sizes(types: Ints) -> Ints:
-    return np.where(types >= 12, (types - 12) // 2, SIZES.take(types, mode="clip"))
-
-
-def _integers(eights: Any, types: Ints, sizes: Ints, body: Ints) -> tuple[Ints, Bools]:
-    """Read eight bytes, and keep the upper ones: the shift brings the sign along."""
+def _integers(eights: Any, types: Ints, sizes: Ints, at: Ints) -> tuple[Ints, Bools]:
+    """Read eight bytes, and keep the upper ones: the shift brings the sign along. `types` and `sizes` may be one for
+    all rows."""
     if not IS_INT.take(types, mode="clip").all():
         raise NotPlain("a value that is no integer")
-    missing = types == NULL
-    if missing.all():
-        return np.zeros(len(types), dtype=np.int64), missing
-    values = eights[body].byteswap() >> (64 - 8 * np.maximum(sizes, 1))
+    missing = np.broadcast_to(types == NULL, at.shape)
+    if not sizes.any():
+        return np.broadcast_to(np.asarray(types == ONE, dtype=np.int64), at.shape), missing
+    values = eights[at].byteswap() >> (64 - 8 * np.maximum(sizes, 1))
     constant = sizes == 0
     if constant.any():
         values[constant] = types[constant] == ONE
     return values, missing
 
 
-def _texts(page: Bytes, types: Ints, sizes: Ints, body: Ints, words: Texts) -> None:
+def _texts(page: Bytes, types: Ints, starts: Ints, ends: Ints, words: Texts) -> None:
     if not ((types == NULL) | (types >= 13) & (types % 2 == 1)).all():
         raise NotPlain("a value that is no text")
     codes = np.full(len(types), -1, dtype=np.int32)
     rows = np.flatnonzero(types != NULL)
-    view, seen = memoryview(page), words.seen
-    for row, start, end in zip(rows.tolist(), body[rows].tolist(), (body + sizes)[rows].tolist(), strict=True):
+    view, seen = page.data, words.seen
+    for row, start, end in zip(rows.tolist(), starts[rows].tolist(), ends[rows].tolist(), strict=True):
         codes[row] = seen.setdefault(bytes(view[start:end]), len(seen))
     words.codes.append(codes)

@@ -137,11 +137,15 @@ class Database:
         )
 
     def _integers(self, field: str, values: tuple[Any, ...]) -> Integers:
-        missing = np.fromiter((value is None for value in values), np.bool_, len(values))
-        wrong = next((value for value in values if not isinstance(value, int | None)), None)
-        if wrong is not None:
+        missing = np.zeros(len(values), np.bool_)
+        if lost := values.count(None):
+            missing = np.fromiter((value is None for value in values), np.bool_, len(values))
+            values = (0,) * len(values) if lost == len(values) else tuple(value or 0 for value in values)
+        array = np.array(values)
+        if array.dtype != np.int64:
+            wrong = next(value for value in values if not isinstance(value, int))
             raise ParseError(self.path, field, "integers", _shown(wrong))
-        return Integers(np.fromiter((value or 0 for value in values), np.int64, len(values)), missing)
+        return Integers(array, missing)
 
     def _codes(self, field: str, values: tuple[Any, ...], seen: dict[bytes, int]) -> Codes:
         wrong = next((value for value in values if not isinstance(value, bytes | None)), None)
@@ -187,7 +191,9 @@ def _connect(path: Path) -> sqlite3.Connection:
 
 
 def _tables(connection: sqlite3.Connection) -> Iterator[tuple[str, Table]]:
-    found = connection.execute("SELECT name, rootpage, sql FROM sqlite_master WHERE type IN ('table', 'view')").fetchall()
+    found = connection.execute(
+        "SELECT name, rootpage, sql FROM sqlite_master WHERE type IN ('table', 'view')"
+    ).fetchall()
     for name, root, sql in found:
         table = _text(name)
         columns = connection.execute(f"PRAGMA table_xinfo({_quoted(table)})").fetchall()
@@ -200,9 +206,7 @@ def _tables(connection: sqlite3.Connection) -> Iterator[tuple[str, Table]]:
 def _together(parts: list[Integers]) -> Integers:
     if not parts:
         return Integers(np.empty(0, np.int64), np.empty(0, np.bool_))
-    return Integers(
-        np.concatenate([part.values for part in parts]), np.concatenate([part.missing for part in parts])
-    )
+    return Integers(np.concatenate([part.values for part in parts]), np.concatenate([part.missing for part in parts]))
 
 
 def _text(value: Any) -> str:

@@ -1,10 +1,11 @@
-"""Bytes to text and JSON for every reader: byte order marks, broken characters and broken JSON are met once, here."""
+"""Bytes to text and JSON for every reader: byte order marks and broken characters are met once, here."""
 
 from __future__ import annotations
 
 import codecs
 import json
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -54,18 +55,16 @@ def lines(text: str) -> list[str]:
     return [line.rstrip("\r") for line in text.split("\n")]
 
 
-def parse_json(text: str, path: Path, expected: str) -> list[Any]:
-    """All JSON values that follow each other in a text (TensorRT 7 appends arrays); unescaped names are repaired."""
+def parse_json(text: str, path: Path, expected: str, repair: Callable[[str], str] | None = None) -> list[Any]:
+    """All JSON values that follow each other in a text (TensorRT 7 appends arrays); `repair` is tried if it is none."""
     try:
         return _values(text)
+    except ValueError as error:
+        if repair is None:
+            raise _refused(text, path, expected, error) from error
     except RecursionError as error:
         raise ParseError(path, "content", expected, "brackets nested too deep") from error
-    except ValueError:
-        pass
-    try:
-        return _values(_repaired(text))
-    except (ValueError, RecursionError):
-        return _refuse(text, path, expected)
+    return parse_json(repair(text), path, expected)
 
 
 def _values(text: str) -> list[Any]:
@@ -84,44 +83,8 @@ def _skip(text: str, at: int) -> int:
     return at
 
 
-def _refuse(text: str, path: Path, expected: str) -> list[Any]:
-    try:
-        return _values(text)
-    except json.JSONDecodeError as error:
-        got = repr(text[error.pos : error.pos + 40]) if error.pos < len(text) else "the end of the file"
-        raise ParseError(path, f"line {error.lineno}", f"{expected} ({error.msg})", got) from error
-
-
-_CLOSES = re.compile(r'"\s*(?:[:}\]]|$|,\s*(?:["{\[\-0-9]|true|false|null))')
-_ESCAPE = re.compile(r'\\(?:["\\/bfnrt]|u[0-9a-fA-F]{4})')
-_STRING = re.compile(r'[^"\\]+')
-
-
-def _repaired(text: str) -> str:
-    """Escape the quotes and backslashes that trtexec leaves as they are in layer names.
-
-    A quote inside a string ends it only if what follows is what follows a string in JSON.
-    """
-    out: list[str] = []
-    at, inside = 0, False
-    while at < len(text):
-        char = text[at]
-        if not inside:
-            end = text.find('"', at)
-            end = len(text) if end < 0 else end
-            out.append(text[at : end + 1])
-            at, inside = end + 1, True
-        elif char == '"':
-            inside = _CLOSES.match(text, at) is None
-            out.append('\\"' if inside else '"')
-            at += 1
-        elif char == "\\":
-            escape = _ESCAPE.match(text, at)
-            out.append(escape.group() if escape else "\\\\")
-            at = escape.end() if escape else at + 1
-        else:
-            plain = _STRING.match(text, at)
-            assert plain is not None
-            out.append(plain.group())
-            at = plain.end()
-    return "".join(out)
+def _refused(text: str, path: Path, expected: str, error: ValueError) -> ParseError:
+    if not isinstance(error, json.JSONDecodeError):  # an integer of too many digits
+        return ParseError(path, "content", expected, str(error)[:80])
+    got = repr(text[error.pos : error.pos + 40]) if error.pos < len(text) else "the end of the file"
+    return ParseError(path, f"line {error.lineno}", f"{expected} ({error.msg})", got)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import re
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
@@ -12,6 +13,7 @@ COMMON = ("ID", "Process ID", "Process Name", "Host Name", KERNEL, "Kernel Time"
           "Grid Size", "Device", "CC", "Invocations")  # fmt: skip
 LONG = "Metric Name"
 NVTX_PUSH_POP, NVTX_START_STOP = "Push/Pop_Range", "Start/Stop_Range"
+PUSH_POP, START_END = "push_pop", "start_end"
 
 # What a column that stands after the NVTX ones looks like: their text may hold unescaped quotes and commas (a range's
 # payload is JSON), and nothing but these shapes says where it ends.
@@ -106,7 +108,7 @@ def _nvtx_pattern(header: Sequence[str], nvtx: Sequence[str]) -> re.Pattern[str]
 def _add(block: Block, cut: re.Pattern[str] | None, line: str, number: int) -> None:
     """Take a line into the block if it is a row; program output and ncu's own remarks are passed over."""
     start = line.find('"')
-    quoted = start >= 0 and line.count('","', start) >= 2
+    quoted = start >= 0 and line.find('","', line.find('","', start) + 3) >= 0
     if quoted:
         line = line[start:]
     elif start >= 0 or line.startswith("==") or line.count(",") < min(3, len(block.header) - 1):
@@ -142,23 +144,25 @@ def _cut_nvtx(block: Block, cut: re.Pattern[str], line: str) -> tuple[str, tuple
 
 @dataclass(frozen=True)
 class Range:
-    """An NVTX range that was open at a launch; `depth` counts from 0 within its domain."""
+    """An NVTX range that was open at a launch; `depth` counts from 0 within its domain and kind."""
 
     domain: str
     name: str
     depth: int
+    kind: str = PUSH_POP
 
 
 def parse_ranges(header: Sequence[str], texts: Sequence[str]) -> tuple[Range, ...]:
     """The ranges of the NVTX columns: push/pop ranges, outermost first a domain, then start/end ranges."""
     found: list[Range] = []
-    depths: dict[str, int] = {}
     for name, text in zip(header, texts, strict=False):
+        kind = START_END if NVTX_START_STOP in name else PUSH_POP
+        depths: Counter[str] = Counter()
         for item in _items(text):
-            if NVTX_START_STOP in name:
+            if kind == START_END:
                 item = item.partition(":")[2]  # its id
             domain, _, body = item.partition(":")
-            found.append(Range(domain, _range_name(body), depths.setdefault(domain, 0)))
+            found.append(Range(domain, _range_name(body), depths[domain], kind))
             depths[domain] += 1
     return tuple(found)
 

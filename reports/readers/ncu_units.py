@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -83,13 +83,13 @@ def _evidence(thousands: str, decimal: str) -> re.Pattern[str]:
     )
 
 
-def number_format(cells: Iterable[str]) -> NumberFormat:
+def number_format(cells: Collection[str]) -> NumberFormat:
     """The format that the cells were written in, the point for fractions if nothing tells; ValueError for a mixture."""
     seen: dict[NumberFormat, str] = {}
-    for cell in cells:
-        for written in (POINT, COMMA):
-            if written not in seen and _evidence(written.thousands, written.decimal).fullmatch(cell):
-                seen[written] = cell
+    for written in (POINT, COMMA):
+        tells = _evidence(written.thousands, written.decimal).fullmatch
+        if (cell := next(filter(tells, cells), None)) is not None:
+            seen[written] = cell
     if len(seen) == 2:
         raise ValueError(f"{seen[POINT]} and {seen[COMMA]}")
     return next(iter(seen), POINT)

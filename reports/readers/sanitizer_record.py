@@ -165,7 +165,9 @@ def findings(records: list[Record]) -> pd.DataFrame:
 
 def _row(record: Record) -> dict[str, Any]:
     kind, tool = classify(record.message) or (re.split(r" at 0x| of size|[:.]", record.message)[0][:80], None)
-    outermost = [detail.place.function for detail in record.details if detail.role == "device" and detail.place.function]
+    outermost = [
+        detail.place.function for detail in record.details if detail.role == "device" and detail.place.function
+    ]
     first = record.details[0] if record.details and record.details[0].role == "access" else None
     return {
         "tool": tool,

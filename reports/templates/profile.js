@@ -83,7 +83,7 @@
         if (content.length > 120) name.tabIndex = 0;
         return make("td", {}, name);
       }
-      const cell = make("td", { className: kind === "bar" ? "number bar" : "number", textContent: content[1] });
+      const cell = make("td", { className: kind === "bar" ? "number share" : "number", textContent: content[1] });
       if (kind === "bar" && this.content.widest > 0) cell.style.setProperty("--part", `${(100 * Math.max(0, content[0])) / this.content.widest}%`);
       return cell;
     }

@@ -180,7 +180,7 @@ def test_killed_and_resumed(chain, number):
     """kill -9 or Ctrl-C at some step; --resume ends with the same result and evaluates nothing again."""
     Path("check.py").write_text(CHECKER)
     Path("slow.py").write_text(SLOW_CHECK)
-    command = [sys.executable, "-m", "probes", "bisect", str(chain), "--fault", "check", "--check",
+    command = [sys.executable, "-c", "from probes.cli import main; main()", "bisect", str(chain), "--fault", "check", "--check",
                f"{sys.executable} slow.py {{model}} --lowered", "--out", "run"]  # fmt: skip
     process = subprocess.Popen(
         command,

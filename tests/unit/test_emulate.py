@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from unittest import mock
+
 import numpy as np
 import onnx
 import onnxruntime as ort
@@ -11,6 +13,7 @@ from hypothesis import strategies as st
 from onnx import TensorProto, helper
 from small_models import if_model, make_model, random_models
 
+from harness import segments
 from harness.emulate import Emulation, lowerable
 from harness.errors import UsageError
 from harness.model import Model
@@ -63,6 +66,21 @@ def test_one_session_equals_node_by_node(case, precision, keep_twice, optimise):
             )
         else:
             np.testing.assert_array_equal(g, w)
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
+@given(random_models(), st.data(), st.integers(1, 4))
+def test_pieces_remember_only_what_is_still_true(case, data, size):
+    """Cut anywhere, asked about any sets one after the other, a sample answers as the model in one piece does."""
+    model, feeds, _ = case
+    nodes = range(len(model.nodes))
+    asked = data.draw(st.lists(st.sets(st.sampled_from(nodes)), min_size=2, max_size=8))
+    whole = Emulation(model, threads=1)
+    with mock.patch.multiple(segments, NODES_PER_PIECE=size, NEAR=1):
+        sample = Emulation(model, threads=1).bind(feeds)
+    for lowered in asked:
+        for got, want in zip(sample.run(lowered), whole.run(feeds, lowered), strict=True):
+            np.testing.assert_array_equal(got, want)
 
 
 @pytest.mark.parametrize("optimise", [False, True])

@@ -89,7 +89,7 @@ def test_a_culprit_that_no_candidate_holds_is_still_listed(session):
 @pytest.mark.parametrize("changes, headline", [
     ({"culprits": ["a"]}, "1 of 291 nodes must stay in FP32"),
     ({"fault": "finite"}, "3 of 291 nodes together make values that are not finite"),
-    ({"fault": "build"}, "3 of 291 nodes are enough to make the build fail"),
+    ({"fault": "build"}, "3 of 291 nodes break the build"),
     ({"fault": "compare", "culprits": ["a"]}, "1 of 291 nodes makes the models differ"),
     ({"status": "stopped"}, "Stopped early; best so far: 3 of 291 nodes must stay in FP32"),
     ({"status": "stopped", "culprits": []}, "Stopped before any culprit was known"),

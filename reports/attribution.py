@@ -1,0 +1,242 @@
+"""Which range a moment on a thread belongs to: the innermost, those that enclose it, and the time under each.
+
+A range is half open, `[start, end)`, and belongs to the thread on which it started. A moment belongs to the ranges of
+its thread that hold it: one at the very start of a range is inside, one at its very end is not, and a range without
+length holds nothing. The innermost is the one that started last; of those that start together the one that ends first;
+of equals the later row. This holds for any ranges, nested or crossing. A range's parent is the innermost that holds it
+whole, so that a range's ancestors hold all that the range holds.
+
+All of it is sorting and searching in arrays, O((ranges + moments) log ranges) for every input.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+
+Ints = npt.NDArray[np.int64]
+NONE = -1  # no range, no call
+FOREVER = np.iinfo(np.int64).max  # the end of a range that was never closed
+
+
+@dataclass(frozen=True)
+class Axis:
+    """Moments on threads as single numbers that sort by thread, then by time."""
+
+    threads: pd.Index
+    first: int  # the earliest moment, and how many there are between it and the latest
+    width: int
+
+    @classmethod
+    def over(cls, thread: Ints, start: Ints, moments: Ints) -> Axis:
+        """An axis for ranges that start there, and for these moments. Times are nanoseconds: a day is 47 bits."""
+        times = [part for part in (start, moments) if part.size]
+        first = min((int(part.min()) for part in times), default=0)
+        last = max((int(part.max()) for part in times), default=0)
+        threads = pd.Index(pd.unique(thread))
+        width = last - first + 2
+        if width * (len(threads) + 1) > FOREVER:
+            raise ValueError(f"times from {first} to {last} ns on {len(threads)} threads are more than 64 bits hold")
+        return cls(threads, first, width)
+
+    def owners(self, thread: Ints) -> Ints:
+        """The position of each thread on the axis; `NONE` for one that has no range."""
+        return self.threads.get_indexer(pd.Index(thread)).astype(np.int64)
+
+    def place(self, owner: Ints, time: Ints) -> Ints:
+        """Times after the last one count as just after it."""
+        placed: Ints = owner * self.width + (np.minimum(time, self.first + self.width - 1) - self.first)
+        return placed
+
+
+class Ranges:
+    """Ranges on threads, ready to be asked. Results are row numbers of the arrays given here, or `NONE`."""
+
+    def __init__(self, thread: Ints, start: Ints, end: Ints, moments: Ints) -> None:
+        """`moments` are the times that will be asked for, in any order and number."""
+        self.axis = Axis.over(thread, start, moments)
+        owner = self.axis.owners(thread)
+        place = self.axis.place(owner, start)
+        self.order = _outer_first(place, end)
+        self.owner, self.place, self.end = owner[self.order], place[self.order], end[self.order]
+        self.start = start[self.order]
+        self.begins = np.searchsorted(self.owner, np.arange(len(self.axis.threads)))  # first range of each thread
+
+    def innermost(self, thread: Ints, time: Ints) -> Ints:
+        """The range to which each moment belongs."""
+        owner = self.axis.owners(thread)
+        found = np.full(len(owner), NONE, dtype=np.int64)
+        known = np.flatnonzero(owner != NONE)
+        place = self.axis.place(owner[known], time[known])
+        before = np.searchsorted(self.place, place, side="right")
+        found[known] = self._rows(self._last_above(before, time[known], self.begins[owner[known]]))
+        return found
+
+    @cached_property
+    def parents(self) -> Ints:
+        """The innermost range that holds each range whole."""
+        bound = np.maximum(self.end - 1, self.start)
+        at = self._last_above(np.arange(len(self.end)), bound, self.begins[self.owner])
+        parents = np.full(len(self.end), NONE, dtype=np.int64)
+        parents[self.order] = self._rows(at)
+        return parents
+
+    @cached_property
+    def depths(self) -> Ints:
+        """How many ancestors each range has, by doubling: every step looks twice as far up."""
+        up = np.append(self.parents, NONE)  # the last stands for NONE, and is its own parent
+        depth = (up != NONE).astype(np.int64)
+        while (up != NONE).any():
+            depth = depth + depth[up]
+            up = up[up]
+        return depth[:-1]
+
+    def _rows(self, at: Ints) -> Ints:
+        """Row numbers of positions in the sorted order."""
+        rows: Ints = np.append(self.order, NONE)[at]
+        return rows
+
+    @cached_property
+    def _peaks(self) -> list[Ints]:
+        """The latest end among every 2, 4, 8 ... neighbours: a tree, the leaves first."""
+        levels = [self.end]
+        while len(levels[-1]) > 1:
+            low = levels[-1]
+            odd = np.append(low, np.iinfo(np.int64).min) if len(low) % 2 else low
+            levels.append(np.maximum(odd[::2], odd[1::2]))
+        return levels
+
+    def _last_above(self, before: Ints, bound: Ints, floor: Ints) -> Ints:
+        """For each query the last position in [floor, before) whose end is later than `bound`; `NONE` without one.
+
+        Up the tree from the right until a block holds such an end, then down into that block, its right half first.
+        All queries climb together, and those that are done drop out.
+        """
+        found = np.full(len(before), NONE, dtype=np.int64)
+        height = np.zeros(len(before), dtype=np.int64)
+        open_, node = np.arange(len(before)), before.copy()
+        for level, peaks in enumerate(self._peaks):
+            alive = node << level > floor[open_]
+            open_, node = open_[alive], node[alive]
+            if not open_.size:
+                break
+            hit = (node & 1 == 1) & (peaks[node - 1] > bound[open_])
+            found[open_[hit]], height[open_[hit]] = node[hit] - 1, level
+            open_, node = open_[~hit], node[~hit] >> 1
+        for level in range(int(height.max(initial=0)), 0, -1):
+            down = np.flatnonzero((height >= level) & (found != NONE))
+            right = np.minimum(2 * found[down] + 1, len(self._peaks[level - 1]) - 1)
+            found[down] = right - (self._peaks[level - 1][right] <= bound[down])
+        return np.where(found >= floor, found, NONE)
+
+
+@dataclass(frozen=True)
+class Sums:
+    """What lies under each group of ranges."""
+
+    count: Ints
+    total: Ints
+
+
+class Load:
+    """Moments that weigh something (the launch of a kernel, its duration), to be summed under ranges."""
+
+    def __init__(self, ranges: Ranges, thread: Ints, time: Ints, weight: Ints) -> None:
+        owner = ranges.axis.owners(thread)
+        known = owner != NONE
+        place = ranges.axis.place(owner[known], time[known])
+        order = np.argsort(place, kind="stable")
+        self.ranges, self.place = ranges, place[order]
+        self.sums = np.append(0, np.cumsum(weight[known][order]))
+
+    def under(self, group: Ints, groups: int) -> Sums:
+        """What each of the groups of ranges holds, at any depth; each moment once, however the ranges overlap.
+
+        `group` is by row, as the ranges were given, in [0, groups).
+        """
+        ranges = self.ranges
+        low = np.searchsorted(self.place, ranges.place)
+        high = np.searchsorted(self.place, ranges.axis.place(ranges.owner, ranges.end))
+        group = group[ranges.order]
+        order = np.argsort(group, kind="stable")  # within a group still by place
+        low, high, group = low[order], high[order], group[order]
+        # Where ranges of a group overlap, the later begins where the earlier ones end. The positions of a group are
+        # lifted above those of the group before, so that one running maximum does for all.
+        lift = group * (len(self.place) + 1)
+        reached = np.maximum.accumulate(high + lift)
+        low = np.maximum(low, np.append(0, reached[:-1]) - lift) if len(low) else low
+        high = np.maximum(high, low)
+        count, total = np.zeros(groups, np.int64), np.zeros(groups, np.int64)
+        np.add.at(count, group, high - low)
+        np.add.at(total, group, self.sums[high] - self.sums[low])
+        return Sums(count, total)
+
+
+def paths(parents: Ints, names: Ints, order: Ints) -> tuple[Ints, Ints]:
+    """Group ranges by the names on the way from the outermost to themselves.
+
+    `order` lists parents before their children. Returns the group of each range, and the parent of each group; a group
+    has a greater number than its parent.
+    """
+    groups = [NONE] * (len(parents) + 1)  # the last stands for NONE
+    known: dict[tuple[int, int], int] = {}
+    above: list[int] = []
+    for row, parent, name in zip(order.tolist(), parents[order].tolist(), names[order].tolist(), strict=True):
+        key = groups[parent], name
+        group = known.get(key)
+        if group is None:
+            group = known[key] = len(above)
+            above.append(key[0])
+        groups[row] = group
+    return np.array(groups[:-1], dtype=np.int64), np.array(above, dtype=np.int64)
+
+
+def match(wanted: tuple[Ints, Ints], offered: tuple[Ints, Ints], preferred: npt.NDArray[np.bool_], start: Ints) -> Ints:
+    """For each wanted (process, correlation id) the row of the call that has both, `NONE` without one.
+
+    Several calls may share them: the preferred ones go first, then the one that started first, then the first row.
+    """
+    key, goal = _keys(offered, wanted)
+    at = np.full(len(goal), NONE, dtype=np.int64)
+    for rows in (np.flatnonzero(preferred), np.flatnonzero(~preferred)):
+        open_ = np.flatnonzero((at == NONE) & (goal != NONE))
+        if not (rows.size and open_.size):
+            continue
+        rows = rows[_by(start[rows])]
+        rows = rows[_by(key[rows])]
+        place = np.minimum(np.searchsorted(key[rows], goal[open_]), len(rows) - 1)
+        same = key[rows[place]] == goal[open_]
+        at[open_[same]] = rows[place[same]]
+    return at
+
+
+def _keys(offered: tuple[Ints, Ints], wanted: tuple[Ints, Ints]) -> tuple[Ints, Ints]:
+    """Process and correlation id as one number; `NONE` for a process that no call is known of."""
+    processes = pd.Index(pd.unique(offered[0]))
+    ids = np.concatenate((offered[1], wanted[1]))
+    if ids.size and not 0 <= int(ids.min()) <= int(ids.max()) < 1 << 32:  # more than CUPTI gives: number them anew
+        ids = pd.factorize(ids)[0].astype(np.int64)
+    parts = ids[: len(offered[1])], ids[len(offered[1]) :]
+    owners = (processes.get_indexer(pd.Index(process)).astype(np.int64) for process in (offered[0], wanted[0]))
+    key, goal = (np.where(owner == NONE, NONE, owner << 32 | part) for owner, part in zip(owners, parts, strict=True))
+    return key, goal
+
+
+def _by(values: Ints) -> Ints:
+    """A stable order; for nothing if they are in order, as what nsys wrote mostly is."""
+    if (values[1:] >= values[:-1]).all():
+        return np.arange(len(values))
+    return np.argsort(values, kind="stable")
+
+
+def _outer_first(place: Ints, end: Ints) -> Ints:
+    """By thread and start; of those that start together the one that ends last first, then the first row."""
+    order = _by(place)
+    ordered = place[order]
+    if (ordered[1:] == ordered[:-1]).any():
+        order = np.lexsort((-end, place))
+    return order

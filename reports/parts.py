@@ -1,0 +1,376 @@
+"""One artifact as a part of a page: its answer in a sentence, numbers, tables, pictures, and what it was made with."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import pandas as pd
+import plotly.graph_objects as go
+
+from reports import hotspots, icicle, profile_figures, sheets, timeline, units
+from reports.artifact import Artifact
+from reports.icicle import Icicle
+from reports.sheets import Sheet
+from reports.timeline import Timeline
+
+_DRAWN_ELSEWHERE = {
+    "kernels", "ranges", "memory_ops", "api_calls", "graph_launches", "iterations", "meta", "devices",
+    "ncu_launches", "ncu_ranges",
+}  # fmt: skip
+_NOUNS = {"layers": "layer", "findings": "finding", "device_log": "line", "steps": "step", "marks": "mark",
+          "ncu_rules": "rule", "metrics": "metric", "tensors": "tensor", "runs": "run", "nodes": "node"}  # fmt: skip
+_TITLES = {"ncu_rules": "What ncu advises", "ncu_texts": "Metrics that are texts", "ncu_extremes": "Extremes"}
+_BARS = ("total_ns", "duration_ns", "count")
+_NEVER = ("environment", "host", "user")  # words of fields that name a machine or a person
+
+
+@dataclass(frozen=True)
+class Tile:
+    """One number of the first screen."""
+
+    title: str
+    value: str
+    remark: str = ""
+
+
+@dataclass
+class Part:
+    """What the page shows of one artifact. `kind` orders the parts: defects before times before the rest."""
+
+    key: str
+    name: str
+    tool: str
+    headline: str = ""
+    detail: str = ""
+    urgency: int = 9
+    tiles: list[Tile] = field(default_factory=list)
+    sheets: list[Sheet] = field(default_factory=list)
+    figures: dict[str, tuple[str, str, go.Figure]] = field(default_factory=dict)  # key -> title, caption, figure
+    icicle: Icicle | None = None
+    timeline: Timeline | None = None
+    facts: list[tuple[str, str]] = field(default_factory=list)
+    notes: tuple[str, ...] = ()
+
+    @property
+    def first(self) -> list[Sheet]:
+        """Tables that stand open."""
+        return [sheet for sheet in self.sheets if not sheet.secondary]
+
+    @property
+    def more(self) -> list[Sheet]:
+        """Tables that are opened when asked for."""
+        return [sheet for sheet in self.sheets if sheet.secondary]
+
+    def say(self, urgency: int, headline: str, detail: str = "") -> None:
+        """Take a headline, unless there is a more urgent one."""
+        if urgency < self.urgency:
+            self.urgency, self.headline, self.detail = urgency, headline, detail
+
+
+def make(artifact: Artifact, key: str) -> Part:
+    """The part of an artifact; `key` makes its places on the page its own."""
+    tool = " ".join(filter(None, (artifact.tool, artifact.tool_version)))
+    part = Part(key, artifact.path.name, tool, notes=artifact.notes)
+    for add in (_findings, _gpu_time, _host_time, _layers, _benchmark, _launches, _rest):
+        add(part, artifact)
+    if not part.headline:
+        rows = ", ".join(units.plural(len(table), _noun(name)) for name, table in artifact.tables.items() if len(table))
+        part.headline = f"{artifact.kind}: {rows or 'no events at all'}"
+    part.facts = list(_facts(artifact))
+    return part
+
+
+# GPU time: kernels, copies, ranges.
+
+
+def _gpu_time(part: Part, artifact: Artifact) -> None:
+    tables = artifact.tables
+    everything = hotspots.work(tables)
+    kernels = _table(tables, "kernels")
+    if kernels is not None:
+        _kernel_time(part, kernels)
+    elif len(everything) or _table(tables, "api_calls") is not None:
+        part.say(7, "No kernel was traced", "The export holds no kernel table; what it does hold is below.")
+    if len(everything):
+        ran, lasted = hotspots.busy(everything)
+        remark = f"of {units.seconds(lasted / 1e9)} from the first GPU work to the last"
+        part.tiles.append(Tile("GPU busy", units.percent(ran / lasted if lasted else 1.0), remark))
+        found, total = hotspots.gaps(everything)
+        if total:
+            caption = "Time in which nothing ran on a device, longest first, and what ran around it."
+            part.sheets.append(
+                _sheet(part, "gaps", "Idle gaps", found, "gap", "gap_ns", caption, secondary=True, total=total)
+            )
+    copies = _table(tables, "memory_ops")
+    if copies is not None:
+        moved = hotspots.copies(copies)
+        total_bytes = float(copies["bytes"].fillna(0).sum())
+        part.tiles.append(Tile("Memory moved or set", units.size(total_bytes), units.plural(len(copies), "operation")))
+        part.sheets.append(_sheet(part, "copies", "Memory operations", moved, "kind", "total_ns", secondary=True))
+    _graphs(part, _table(tables, "graph_launches"))
+    part.icicle, part.timeline = icicle.build(tables), timeline.build(tables)
+
+
+def _kernel_time(part: Part, kernels: pd.DataFrame) -> None:
+    total = float(kernels["duration_ns"].sum())
+    named = [
+        (name, title) for name, title in (("operation", "Fused operation"), ("layer", "Layer")) if _has(kernels, name)
+    ]
+    part.tiles.append(Tile("GPU time in kernels", units.seconds(total / 1e9), units.plural(len(kernels), "kernel")))  # fmt: skip
+    if "range_id" in kernels:
+        known = float(kernels.loc[kernels["range_id"].notna(), "duration_ns"].sum())
+        if known:
+            part.tiles.append(
+                Tile("Attributed", units.percent(known / total if total else 0), "of kernel time, to a range")
+            )
+    for name, title in named:
+        beside = _beside(kernels, name)
+        table = hotspots.shares(kernels, [name, *beside])
+        caption = _only_layer(kernels) if name == "operation" else ""
+        secondary = name == "layer" and len(named) > 1
+        part.sheets.append(
+            _sheet(part, name, f"{title}s by GPU time", table, title.lower(), "total_ns", caption, secondary=secondary)
+        )
+        _say_hottest(part, table, name, f"The {title.lower()}", total)
+    if _has(kernels, "onnx_nodes"):
+        nodes = kernels.assign(onnx_nodes=kernels["onnx_nodes"].where(kernels["onnx_nodes"].map(len) > 0))
+        nodes = nodes.assign(onnx_nodes=nodes["onnx_nodes"].map(" + ".join, na_action="ignore"))
+        caption = "Nodes that were fused share their time: a set of them is one row, and the time is not spread."
+        table = hotspots.shares(nodes, ["onnx_nodes"])
+        part.sheets.append(_sheet(part, "nodes", "ONNX nodes by GPU time", table, "node set", "total_ns", caption, secondary=bool(named)))  # fmt: skip
+    short = "kernel_short" if _has(kernels, "kernel_short") else "kernel"
+    table = hotspots.shares(kernels, ["kernel"])
+    part.sheets.append(_sheet(part, "kernels", "Kernels by GPU time", table, "kernel", "total_ns"))
+    _say_hottest(part, hotspots.shares(kernels, [short]) if short != "kernel" else table, short, "The kernel", total)
+
+
+def _beside(kernels: pd.DataFrame, name: str) -> list[str]:
+    """Columns that say more of an operation than its name does: its layer if there are several, its nodes if they differ."""
+    if name != "operation":
+        return []
+    names = kernels["operation"].astype("object")
+    found = ["layer"] if _has(kernels, "layer") and kernels["layer"].nunique() > 1 and not _only_layer(kernels) else []
+    if _has(kernels, "onnx_nodes") and bool((kernels["onnx_nodes"].map("+".join) != names.fillna("")).any()):
+        found.append("onnx_nodes")
+    return found
+
+
+def _only_layer(kernels: pd.DataFrame) -> str:
+    """The layer that all operations are part of, in words; empty if there are several."""
+    if not _has(kernels, "layer"):
+        return ""
+    layers = kernels.loc[kernels["operation"].notna(), "layer"].dropna().unique()
+    return f"All of them are parts of one layer, {units.shorten(str(layers[0]), 120)}." if len(layers) == 1 else ""
+
+
+def _say_hottest(part: Part, table: pd.DataFrame, name: str, kind: str, total: float) -> None:
+    rows = table[table[name] != hotspots.NOT_ATTRIBUTED]
+    if rows.empty or not total:
+        return
+    top, next_ones = rows.iloc[0], rows.iloc[1:5]
+    detail = f"{_many(int(top['count']), 'launch')}, mean {units.seconds(float(top['mean_ns']) / 1e9)}"
+    if len(next_ones):
+        together = float(next_ones["time_pct"].sum()) / 100
+        detail += f"; the next {units.count(len(next_ones))} of {units.count(len(rows))} take {units.percent(together)} together"
+    part.say(2, hotspots.told(kind, str(top[name]), float(top["time_pct"]), total), detail)
+
+
+def _graphs(part: Part, graphs: pd.DataFrame | None) -> None:
+    if graphs is None:
+        return
+    table = hotspots.shares(graphs.assign(graph_id=graphs["graph_id"].astype("object")), ["graph_id"])
+    caption = "Traced as whole graphs: the export has no single kernels of them."
+    part.sheets.append(_sheet(part, "graphs", "CUDA graphs by GPU time", table, "graph", "total_ns", caption))
+    total = float(graphs["duration_ns"].sum())
+    part.say(3, f"{_many(len(graphs), 'graph launch')} take {units.seconds(total / 1e9)} of GPU time")
+
+
+def _host_time(part: Part, artifact: Artifact) -> None:
+    """Ranges by name, and API calls by name."""
+    rows = artifact.summary.get("by_range")
+    if isinstance(rows, list) and rows:
+        table = pd.DataFrame(rows)
+        bar = "kernel_time_ns" if "kernel_time_ns" in table else "wall_ns"
+        table = table.sort_values(bar, ascending=False, kind="stable")
+        caption = "Wall time on the CPU, and the time of the kernels that were launched inside, however late they ran."
+        part.sheets.append(_sheet(part, "ranges", "Ranges", table, "range", bar, caption, secondary=True))
+    elif (ranges := _table(artifact.tables, "ranges")) is not None:
+        name = "range_group" if "range_group" in ranges else "range"
+        lasted = ranges.assign(duration_ns=ranges["end_ns"] - ranges["start_ns"])
+        table = hotspots.shares(lasted, [name, "domain"]).drop(columns="time_pct")
+        part.sheets.append(
+            _sheet(part, "ranges", "Ranges", table, "range", "total_ns", "Wall time on the CPU.", secondary=True)
+        )
+    if (calls := _table(artifact.tables, "api_calls")) is not None:
+        table = hotspots.shares(calls, ["api"])
+        caption = "Wall time on the CPU; calls of several threads add up."
+        part.sheets.append(_sheet(part, "api", "API calls", table, "API call", "total_ns", caption, secondary=True))
+
+
+# Defects, benchmarks, launches.
+
+
+def _findings(part: Part, artifact: Artifact) -> None:
+    if "findings" not in artifact.tables:
+        return
+    findings = artifact.tables["findings"]
+    printed, reported = (artifact.summary.get(name) for name in ("printed", "reported"))
+    if printed is not None:
+        part.tiles.append(Tile("Records printed", units.count(printed)))
+    if reported is not None:
+        part.tiles.append(Tile("Counted by the tool", units.count(reported), "in its own summary"))
+    if findings.empty:
+        part.say(5, f"{artifact.tool} printed no record")
+        return
+    times = findings["count"].fillna(1) if "count" in findings else pd.Series(1, index=findings.index)
+    part.tiles.append(Tile("Findings", units.count(int(times.sum())), units.plural(len(findings), "row")))
+    part.sheets.append(
+        _sheet(part, "findings", "Findings", findings.dropna(axis="columns", how="all"), "finding", None)
+    )
+    first = findings.iloc[0]
+    where = [f"in {units.shorten(str(first['kernel']), 60)}" if _given(first, "kernel") else ""]
+    where.append(f"at {first['file']}:{first['line']}" if _given(first, "file") and _given(first, "line") else "")
+    same = int(times[findings["kind"] == first["kind"]].sum()) if _given(first, "kind") else 1
+    what = str(first["kind"]) if _given(first, "kind") else str(first.get("message", "a record"))
+    part.say(0, " ".join(filter(None, (f"{units.count(same)} × {units.shorten(units.visible(what), 80)}", *where))))
+
+
+def _layers(part: Part, artifact: Artifact) -> None:
+    layers = _table(artifact.tables, "layers")
+    if layers is None:
+        return
+    timed = _has(layers, "total_ns")
+    table = layers.sort_values("total_ns", ascending=False, kind="stable") if timed else layers
+    title = "Layers by time" if timed else "Layers"
+    part.sheets.append(_sheet(part, "layers", title, table, "layer", "total_ns" if timed else None))
+    total = float(table["total_ns"].sum()) if timed else 0.0
+    if total:
+        top = table.iloc[0]
+        share = 100 * float(top["total_ns"]) / total
+        part.say(2, hotspots.told("The layer", str(top["layer"]), share, total).replace("GPU time", "layer time"))
+
+
+def _benchmark(part: Part, artifact: Artifact) -> None:
+    runs = artifact.summary.get("runs")
+    for run in runs if isinstance(runs, list) and runs else [artifact.summary]:
+        if isinstance(run, Mapping):
+            _run(part, run)
+    iterations = _table(artifact.tables, "iterations")
+    if iterations is not None and (figure := profile_figures.draw_iterations(iterations)) is not None:
+        part.figures[f"{part.key}-iterations"] = ("Iterations", profile_figures.iterations_caption(iterations), figure)
+
+
+def _run(part: Part, run: Mapping[str, Any]) -> None:
+    status, compute, rate = run.get("status"), run.get("compute_ns"), run.get("throughput_qps")
+    median = compute.get("median") if isinstance(compute, Mapping) else None
+    if isinstance(rate, int | float):
+        part.tiles.append(Tile("Throughput", f"{units.significant(rate, 5)} queries/s"))
+    if isinstance(compute, Mapping):
+        rest = ", ".join(f"{name} {units.seconds(value / 1e9)}" for name, value in compute.items() if name != "median" and isinstance(value, int | float))  # fmt: skip
+        part.tiles.append(Tile("GPU compute, median", units.seconds(median / 1e9) if median is not None else units.ABSENT, rest))  # fmt: skip
+    if isinstance(status, str):
+        said = f"{status}: {units.seconds(median / 1e9)} of GPU compute, median" if median is not None else status
+        part.say(4 if status.upper() == "PASSED" else 1, said)
+
+
+def _launches(part: Part, artifact: Artifact) -> None:
+    """Launches that ncu profiled: what limits each, and the roofline."""
+    limits = _table(artifact.tables, "roofline")
+    if limits is None:
+        return
+    limits = limits.sort_values("duration_ns", ascending=False, kind="stable", na_position="last")
+    wanted = ["kernel", "range", "limited_by", "duration_ns", "flop_per_s", "dram_bytes_per_s", "flop_per_byte",
+              "ceiling_pct", "memory_pct", "compute_pct", "occupancy_pct", "why"]  # fmt: skip
+    table = limits[[name for name in wanted if name in limits]]
+    part.sheets.append(_sheet(part, "roofline", "Launches and what limits them", table, "launch", "duration_ns"))
+    if (figure := profile_figures.draw_roofline(limits)) is not None:
+        part.figures[f"{part.key}-roof"] = ("Roofline", profile_figures.roofline_caption(limits), figure)
+    total = float(limits["duration_ns"].sum())
+    part.tiles.append(Tile("GPU time profiled", units.seconds(total / 1e9), _launches_text(limits)))
+    top = limits.iloc[0]
+    if total and pd.notna(top["duration_ns"]):
+        share = 100 * float(top["duration_ns"]) / total
+        why = f"Limited by {top['limited_by']}: {top['why']}" if _given(top, "limited_by") else ""
+        part.say(2, hotspots.told("The launch of", str(top["kernel"]), share, total), units.visible(why))
+
+
+def _launches_text(limits: pd.DataFrame) -> str:
+    by = limits["limited_by"].dropna().value_counts()
+    said = ", ".join(f"{count} by {name}" for name, count in by.items() if count)
+    return f"{_many(len(limits), 'launch')}; limited: {said}" if said else _many(len(limits), "launch")
+
+
+def _rest(part: Part, artifact: Artifact) -> None:
+    """Every table that no section of its own shows."""
+    shown = {sheet.key.removeprefix(f"{part.key}-") for sheet in part.sheets}
+    for name, table in artifact.tables.items():
+        if name in _DRAWN_ELSEWHERE or name in shown or table.empty:
+            continue
+        bar = next((column for column in _BARS if column in table), None)
+        title = _TITLES.get(name) or sheets.heading(name)
+        part.sheets.append(_sheet(part, name, title, table, _noun(name), bar, secondary=bool(part.sheets)))
+
+
+def _facts(artifact: Artifact) -> Iterator[tuple[str, str]]:
+    """File, tool, devices, and the plain numbers and words of the summary."""
+    yield "file", artifact.path.name
+    yield "kind", artifact.kind
+    yield "tool", artifact.tool
+    yield "tool version", artifact.tool_version or "the file does not say"
+    devices = _table(artifact.tables, "devices")
+    for row in [] if devices is None else devices.to_dict("records"):
+        values = {
+            str(name): value for name, value in row.items() if not (value is None or value is pd.NA or value == "")
+        }
+        name = f"device {values.pop('device_id', '')}".strip()
+        yield name, ", ".join(_fact(key, value) for key, value in values.items())
+    for name, value in artifact.summary.items():
+        if isinstance(value, str | int | float) and not isinstance(value, bool) and not any(w in name for w in _NEVER):
+            yield name.replace("_", " "), _fact(name, value, named=False)
+
+
+def _fact(name: str, value: Any, *, named: bool = True) -> str:
+    text = sheets.text(name, float(value)) if isinstance(value, int | float) else str(value)
+    return f"{sheets.heading(name)} {text}" if named and name != "gpu" else text
+
+
+def _sheet(
+    part: Part, key: str, title: str, table: pd.DataFrame, noun: str, bar: str | None, caption: str = "",
+    *, secondary: bool = False, total: int | None = None,
+) -> Sheet:  # fmt: skip
+    return sheets.make(
+        f"{part.key}-{key}", title, table, noun, bar=bar, caption=caption, secondary=secondary, total=total
+    )
+
+
+def _table(tables: Mapping[str, pd.DataFrame], name: str) -> pd.DataFrame | None:
+    """A table that has rows."""
+    table = tables.get(name)
+    return None if table is None or table.empty else table
+
+
+def _has(table: pd.DataFrame, name: str) -> bool:
+    """Whether a column is there and says anything."""
+    if name not in table:
+        return False
+    column = table[name]
+    return (
+        bool(column.map(len).any())
+        if column.dtype == object and isinstance(column.iloc[0], tuple)
+        else bool(column.notna().any())
+    )
+
+
+def _many(number: int, noun: str) -> str:
+    """As `units.plural`, for nouns that take -es."""
+    return units.plural(number, noun) if number == 1 else f"{units.count(number)} {noun}es"
+
+
+def _given(row: pd.Series[Any], name: str) -> bool:
+    return name in row and bool(pd.notna(row[name])) and row[name] != ""
+
+
+def _noun(name: str) -> str:
+    return _NOUNS.get(name, "row" if name not in ("kernels", "ranges") else name[:-1])

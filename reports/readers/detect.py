@@ -1,0 +1,86 @@
+"""Which reader a file is for: by its content, never by its name."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Protocol
+
+from harness.errors import ArtifactMissing, ParseError
+from reports.artifact import Artifact
+from reports.readers import (
+    ncu,
+    ncu_rep,
+    nsys,
+    ort,
+    ours,
+    polygraphy,
+    sanitizer,
+    trtexec,
+    trtexec_exports,
+)
+
+HEAD = 64 * 1024
+MUCH = 64 * 1024 * 1024  # how far into a log the first word of a tool is looked for
+
+
+class Reader(Protocol):
+    """A module of this package."""
+
+    def sniff(self, path: Path, head: bytes) -> bool: ...
+
+    def read(self, path: Path) -> Artifact: ...
+
+
+# Name for people -> reader. Those with a signature first; logs last, where much else may stand around the words.
+READERS: dict[str, Reader] = {
+    "nsys SQLite, .nsys-rep, .qdrep": nsys,
+    "ncu .ncu-rep": ncu_rep,
+    "trtexec's JSON exports": trtexec_exports,
+    "an ONNX Runtime profile": ort,
+    "Polygraphy's inputs or outputs": polygraphy,
+    "probe's steps or device log": ours,
+    "compute-sanitizer XML or text": sanitizer,
+    "ncu CSV": ncu,
+    "trtexec's output": trtexec,
+}
+_LOGS = ("trtexec's output", "compute-sanitizer XML or text")
+
+
+def detect(path: Path) -> Reader:
+    """The reader of a file; ParseError names all that was looked for."""
+    head = _head(path, HEAD)
+    name = _claiming(path, head, READERS)
+    if name is None and len(head) == HEAD and b"\0" not in head[:4096].strip(b"\0"):
+        name = _claiming(path, _head(path, MUCH), _LOGS)  # a long output of the program itself came first
+    if name is None:
+        raise ParseError(path, "content", f"one of: {'; '.join(READERS)}", _shown(head))
+    return READERS[name]
+
+
+def _claiming(path: Path, head: bytes, names: Iterable[str]) -> str | None:
+    """The first reader that knows the file; around trtexec other tools print their lines too."""
+    names = tuple(names)
+    claimed = next((name for name in names if READERS[name].sniff(path, head)), None)
+    if claimed == "compute-sanitizer XML or text" and trtexec.sniff(path, head):
+        return "trtexec's output"  # which reads what the sanitizer said around it
+    return claimed
+
+
+def _head(path: Path, size: int) -> bytes:
+    try:
+        with path.open("rb") as stream:
+            return stream.read(size)
+    except FileNotFoundError as error:
+        raise ArtifactMissing(f"{path} does not exist") from error
+    except OSError as error:
+        raise ParseError(path, "file", "a file that can be read", error.strerror or type(error).__name__) from error
+
+
+def _shown(head: bytes) -> str:
+    return f"{head[:40]!r}" if head.strip(b"\0 \r\n\t") else "nothing: the file is empty" if not head else "blanks"
+
+
+def read(path: Path) -> Artifact:
+    """A file, read by the reader that knows it."""
+    return detect(path).read(path)

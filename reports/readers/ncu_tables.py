@@ -1,0 +1,294 @@
+"""What a report of ncu comes to, whichever way it was read: launches, metrics, texts, ranges, rules as tables."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from reports import roofline
+from reports.columns import TABLES, declare, validate
+from reports.readers.ncu_text import PUSH_POP, Range
+
+if "ncu_launches" not in TABLES:
+    declare(
+        "ncu_launches",
+        launch_id="int64",
+        kernel="category",
+        range="category",  # innermost: of Myelin, else of TensorRT, else of the first other domain
+        process_id="Int64",
+        device_id="Int64",
+        device="category",
+        cc="category",
+        context_id="Int64",
+        stream_id="Int64",
+        grid_x="Int64",
+        grid_y="Int64",
+        grid_z="Int64",
+        block_x="Int64",
+        block_y="Int64",
+        block_z="Int64",
+        registers_per_thread="Int64",
+        smem_static_bytes="Int64",
+        smem_dynamic_bytes="Int64",
+        duration_ns="Int64",  # the mean, where `count` launches are one row (summary page)
+        count="int64",
+    )
+    declare("ncu_ranges", launch_id="int64", domain="category", range="category", kind="category", depth="int64")
+    declare("ncu_texts", launch_id="int64", metric="category", text="category")  # metrics whose value is no number
+    declare(
+        "ncu_rules",
+        launch_id="int64",
+        kernel="category",
+        section="category",
+        rule="category",
+        kind="category",  # OPT (can be improved), INF (a remark), WRN, ERR
+        title="string",
+        message="string",
+        speedup_scope="category",  # global: of the kernel; local: of the part that the rule is about
+        estimated_speedup_pct="float64",
+    )
+    declare(
+        "ncu_extremes",  # of the summary page, in base units
+        launch_id="int64",
+        metric="category",
+        unit="category",
+        minimum="float64",
+        maximum="float64",
+        average="float64",
+        count="int64",
+    )
+
+Numbers = np.ndarray[Any, np.dtype[Any]]
+Triple = tuple[int, int, int]
+
+
+@dataclass(frozen=True)
+class Launch:
+    """One profiled launch; on a summary page all `count` launches of one kernel and shape."""
+
+    launch_id: int
+    kernel: str
+    process_id: int | None = None
+    device_id: int | None = None
+    cc: str | None = None
+    context_id: int | None = None
+    stream_id: int | None = None
+    grid: Triple | None = None
+    block: Triple | None = None
+    ranges: tuple[Range, ...] = ()
+    count: int = 1
+
+
+@dataclass(frozen=True)
+class Cells:
+    """Every metric of every launch, in base units, column by column: `launch`, `metric` and `unit` are indices.
+
+    The value of a metric that was not measured, or is a text, is NaN.
+    """
+
+    launch: Numbers
+    metric: Numbers
+    unit: Numbers
+    value: Numbers
+    metrics: Sequence[str]
+    units: Sequence[str]
+
+
+def ints(value: Any) -> int | None:
+    """An integer from a cell or a value; None where it is none."""
+    try:
+        number = float(value)
+        return int(number) if number == int(number) and abs(number) < 2**62 else None
+    except (TypeError, ValueError, OverflowError):
+        return None
+
+
+def kernel_name(name: str) -> str:
+    """The kernel's name, with the half bracket back that ncu's CSV takes off `<unnamed>::kernel`."""
+    return f"<{name}" if name.startswith("unnamed>::") else name
+
+
+def innermost(ranges: Sequence[Range]) -> str | None:
+    """The range that says most about a kernel: TensorRT's fused operation, else its layer, else the program's own."""
+
+    def rank(found: Range) -> tuple[bool, int]:
+        name = found.domain.lower()
+        return found.kind != PUSH_POP, 0 if name.startswith("myelin") else 1 if name.startswith("tensorrt") else 2
+
+    best = min(ranges, key=rank, default=None)
+    return None if best is None else [it.name for it in ranges if (it.domain, it.kind) == (best.domain, best.kind)][-1]
+
+
+def codes(values: Iterable[str | None]) -> Any:
+    """A category column, its categories in order of appearance."""
+    values = list(values)
+    return pd.Categorical(values, categories=list(dict.fromkeys(value for value in values if value is not None)))
+
+
+def tables(
+    launches: Sequence[Launch],
+    cells: Cells,
+    texts: Sequence[tuple[int, str, str]] = (),
+    rules: Sequence[dict[str, Any]] = (),
+    extremes: pd.DataFrame | None = None,
+) -> dict[str, pd.DataFrame]:
+    """The tables of a report. `texts` are (index of launch, metric, text); `rules` rows with `launch`, an index."""
+    metrics = validate("metrics", _metrics(launches, cells))
+    made = {
+        "ncu_launches": validate("ncu_launches", _launches(launches, metrics, texts)),
+        "metrics": metrics,
+        "ncu_texts": validate("ncu_texts", _texts(launches, texts)),
+        "ncu_ranges": validate("ncu_ranges", _ranges(launches)),
+        "ncu_rules": validate("ncu_rules", _rules(launches, rules)),
+    }
+    made["roofline"] = roofline.roofline(made["ncu_launches"], metrics)
+    return made if extremes is None else {**made, "ncu_extremes": validate("ncu_extremes", extremes)}
+
+
+def _metrics(launches: Sequence[Launch], cells: Cells) -> pd.DataFrame:
+    ids = np.array([launch.launch_id for launch in launches], dtype=np.int64)
+    kernel = codes(launch.kernel for launch in launches)
+    inside = codes(innermost(launch.ranges) for launch in launches)
+
+    def category(column: Any) -> Any:
+        return pd.Categorical.from_codes(column.codes[cells.launch], dtype=column.dtype)
+
+    return pd.DataFrame(
+        {
+            "launch_id": pd.array(ids[cells.launch], dtype="Int64"),
+            "kernel": category(kernel),
+            "range": category(inside),
+            "metric": pd.Categorical.from_codes(cells.metric, categories=pd.Index(cells.metrics)),
+            "value": cells.value,
+            "unit": pd.Categorical.from_codes(cells.unit, categories=pd.Index(cells.units)),
+        },
+        copy=False,
+    )
+
+
+def _launches(launches: Sequence[Launch], metrics: pd.DataFrame, texts: Sequence[tuple[int, str, str]]) -> pd.DataFrame:
+    picked = roofline.wide(metrics, roofline.LAUNCH_METRICS).reindex([launch.launch_id for launch in launches])
+    devices = {index: text for index, metric, text in texts if metric == "device__attribute_display_name"}
+
+    def whole(name: str) -> list[int | None]:
+        return [ints(round(value)) if np.isfinite(value) else None for value in picked[name].tolist()]
+
+    def shape(given: Callable[[Launch], Triple | None], metric: str, axis: int) -> list[int | None]:
+        measured = whole(f"{metric}_{'xyz'[axis]}")
+        return [found[axis] if (found := given(launches[i])) else measured[i] for i in range(len(launches))]
+
+    frame: dict[str, Any] = {
+        "launch_id": [launch.launch_id for launch in launches],
+        "kernel": codes(launch.kernel for launch in launches),
+        "range": codes(innermost(launch.ranges) for launch in launches),
+        "device": codes(devices.get(index) for index in range(len(launches))),
+        "cc": codes(launch.cc for launch in launches),
+        "count": [launch.count for launch in launches],
+    }
+    frame |= {
+        name: [getattr(launch, name) for launch in launches]
+        for name in ("process_id", "device_id", "context_id", "stream_id")
+    }
+    for axis, letter in enumerate("xyz"):
+        frame[f"grid_{letter}"] = shape(lambda launch: launch.grid, "grid", axis)
+        frame[f"block_{letter}"] = shape(lambda launch: launch.block, "block", axis)
+    for name in ("registers_per_thread", "smem_static_bytes", "smem_dynamic_bytes", "duration_ns"):
+        frame[name] = whole(name)
+    return pd.DataFrame({name: _nullable(column) for name, column in frame.items()})
+
+
+def _nullable(column: Any) -> Any:
+    return pd.array(column, dtype="Int64") if isinstance(column, list) else column
+
+
+def _texts(launches: Sequence[Launch], texts: Sequence[tuple[int, str, str]]) -> pd.DataFrame:
+    return pd.DataFrame(
+        {
+            "launch_id": np.array([launches[index].launch_id for index, _, _ in texts], dtype=np.int64),
+            "metric": codes(metric for _, metric, _ in texts),
+            "text": codes(text for _, _, text in texts),
+        }
+    )
+
+
+def _ranges(launches: Sequence[Launch]) -> pd.DataFrame:
+    found = [(launch.launch_id, item) for launch in launches for item in launch.ranges]
+    return pd.DataFrame(
+        {
+            "launch_id": np.array([launch for launch, _ in found], dtype=np.int64),
+            "domain": codes(item.domain for _, item in found),
+            "range": codes(item.name for _, item in found),
+            "kind": codes(item.kind for _, item in found),
+            "depth": np.array([item.depth for _, item in found], dtype=np.int64),
+        }
+    )
+
+
+def _rules(launches: Sequence[Launch], rules: Sequence[dict[str, Any]]) -> pd.DataFrame:
+    of = [launches[rule["launch"]] for rule in rules]
+    names = ("section", "rule", "kind", "speedup_scope")
+    return pd.DataFrame(
+        {
+            "launch_id": np.array([launch.launch_id for launch in of], dtype=np.int64),
+            "kernel": codes(launch.kernel for launch in of),
+            **{name: codes(rule.get(name) or None for rule in rules) for name in names},
+            "title": pd.array([rule.get("title") or None for rule in rules], dtype="string"),
+            "message": pd.array([rule.get("message") or None for rule in rules], dtype="string"),
+            "estimated_speedup_pct": np.array(
+                [rule.get("estimated_speedup_pct", np.nan) for rule in rules], dtype=np.float64
+            ),
+        }
+    )
+
+
+# Shown per launch in a summary; of a run that measured no more than MANY metrics, all of them are.
+MANY = 60
+
+
+def summary(made: dict[str, pd.DataFrame], page: str) -> dict[str, Any]:
+    """What a report says of each launch, as JSON values: its facts, the chosen metrics with units, what limits it."""
+    launches, metrics, limits = made["ncu_launches"], made["metrics"], made["roofline"]
+    chosen = _chosen(metrics)
+    limits = limits.drop(columns=["launch_id", "kernel", "range", "duration_ns"])
+    total = launches["duration_ns"] * launches["count"]
+    return {
+        "page": page,
+        "launch_count": int(launches["count"].sum()),
+        "kernel_count": int(launches["kernel"].nunique()),
+        "kernel_time_ns": int(total.sum()) if total.notna().any() else None,
+        "metric_count": len(metrics["metric"].cat.categories),
+        "rule_count": len(made["ncu_rules"]),
+        "launches": [
+            {**facts, "metrics": chosen.get(facts["launch_id"], {}), "roofline": limit}
+            for facts, limit in zip(records(launches), records(limits), strict=True)
+        ],
+    }
+
+
+def _chosen(metrics: pd.DataFrame) -> dict[int, dict[str, dict[str, Any]]]:
+    if len(metrics["metric"].cat.categories) > MANY:
+        metrics = roofline.among(metrics, roofline.SHOWN)
+    out: dict[int, dict[str, dict[str, Any]]] = {}
+    columns = (metrics[name].tolist() for name in ("launch_id", "metric", "value", "unit"))
+    for launch, metric, value, unit in zip(*columns, strict=True):
+        if value == value:  # NaN: not measured
+            out.setdefault(launch, {})[metric] = {"value": value, "unit": unit}
+    return out
+
+
+def records(frame: pd.DataFrame) -> list[dict[str, Any]]:
+    """The rows with JSON values only: what is missing, or not finite, is None."""
+    names = list(frame.columns)
+    columns = [_plain(frame[name]) for name in names]
+    return [dict(zip(names, row, strict=True)) for row in zip(*columns, strict=True)]
+
+
+def _plain(column: Any) -> list[Any]:
+    if column.dtype.kind == "f":
+        column = column.where(np.isfinite(column))
+    values: list[Any] = column.astype(object).where(column.notna(), None).tolist()
+    return values
