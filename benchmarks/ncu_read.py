@@ -69,33 +69,38 @@ def read_as_objects(path: Path) -> pd.DataFrame:
     return pd.DataFrame(numbers)
 
 
-def timed(call: Callable[[Path], Any], path: Path, rounds: int) -> tuple[float, float, Any]:
-    """Median wall and CPU seconds of `rounds` calls, and what the last one gave."""
-    wall, cpu, result = [], [], None
-    for _ in range(rounds):
+def timed(calls: dict[str, Callable[[Path], Any]], path: Path, rounds: int) -> dict[str, tuple[float, float, Any]]:
+    """Median wall and CPU seconds of each call, in turns, and what it gave."""
+    wall: dict[str, list[float]] = {name: [] for name in calls}
+    cpu: dict[str, list[float]] = {name: [] for name in calls}
+    results = {}
+    for name, call in list(calls.items()) * rounds:
+        results[name] = None  # what the last round gave is not to weigh on this one
         start, used = time.perf_counter(), time.process_time()
-        result = call(path)
-        wall.append(time.perf_counter() - start)
-        cpu.append(time.process_time() - used)
-    return statistics.median(wall), statistics.median(cpu), result
+        results[name] = call(path)
+        wall[name].append(time.perf_counter() - start)
+        cpu[name].append(time.process_time() - used)
+    return {name: (statistics.median(wall[name]), statistics.median(cpu[name]), results[name]) for name in calls}
+
+
+OURS, PEER = "probe, all tables in base units", "objects and to_numeric"
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--launches", type=int, default=2000)
     parser.add_argument("--metrics", type=int, default=1500)
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--rounds", type=int, default=5)
     given = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "raw.csv"
         write_raw_page(path, given.launches, given.metrics)
         print(f"{given.launches} launches x {given.metrics} metrics, {path.stat().st_size / 1e6:.1f} MB")
-        ours = timed(ncu.read, path, given.rounds)
-        peer = timed(read_as_objects, path, given.rounds)
-    check(ours[2].tables["metrics"], peer[2])
-    for name, (wall, cpu, _) in (("probe, all tables in base units", ours), ("objects and to_numeric", peer)):
+        found = timed({OURS: ncu.read, PEER: read_as_objects}, path, given.rounds)
+    check(found[OURS][2].tables["metrics"], found[PEER][2])
+    for name, (wall, cpu, _) in found.items():
         print(f"{name:>32}: {wall:6.2f} s wall, {cpu:6.2f} s CPU")
-    print(f"{'ratio of CPU':>32}: {peer[1] / ours[1]:.1f}x (asked: 5x)")
+    print(f"{'ratio of CPU':>32}: {found[PEER][1] / found[OURS][1]:.1f}x (asked: 5x)")
 
 
 def check(metrics: pd.DataFrame, peer: pd.DataFrame) -> None:

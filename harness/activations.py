@@ -28,7 +28,7 @@ def tensor_types(model: Model) -> dict[str, int]:
     known = dict(model.dtypes)
     untold = [name for name in _made(model) if name not in known]
     if untold:
-        known |= _TypedRunner(_fetching(model, untold), model.weights, optimise=False, prepack=False).types
+        known |= _TypedRunner(_fetching(model, untold), model.weights, optimise=False, lean=True).types
     return known
 
 
@@ -61,7 +61,7 @@ def sweep(
     if sizes is None:
         sizes = _sizes(model, max(samples, key=lambda feeds: sum(array.size for array in feeds.values())), wanted)
     for chunk in chunks(wanted, sizes):
-        runner = Runner(_fetching(model, chunk), model.weights, optimise=False, prepack=False)
+        runner = Runner(_fetching(model, chunk), model.weights, optimise=False, lean=True)
         for index, feeds in enumerate(samples):
             yield index, dict(zip(chunk, runner.run(feeds), strict=True))
 
@@ -126,7 +126,7 @@ def _sizes(model: Model, feeds: Feeds, names: Sequence[str]) -> dict[str, int]:
     sizes = [f"{name}:size" for name in names]
     proto.graph.node.extend(helper.make_node("Size", [name], [size]) for name, size in zip(names, sizes, strict=True))
     proto.graph.output.extend(ValueInfoProto(name=size) for size in sizes)
-    values = Runner(proto, model.weights, optimise=False, prepack=False).run(feeds)
+    values = Runner(proto, model.weights, optimise=False, lean=True).run(feeds)
     return {name: int(value) for name, value in zip(names, values, strict=True)}
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -24,12 +26,14 @@ class Runner:
     """One ONNX Runtime session over a model without weights and the arrays that hold them.
 
     ONNX Runtime may copy the arrays. With `folder`, weights that lie in files beside the model are mapped from there
-    instead, and are in memory once however many sessions and processes use them.
+    instead, and are in memory once however many sessions and processes use them. `lean` keeps no packed copies of
+    weights and hands working memory back after each operator, for a slower run. Without `spin` its threads
+    sleep between operators: right where several sessions take turns.
     """
 
     def __init__(
         self, proto: onnx.ModelProto, weights: Mapping[str, np.ndarray], *, threads: int = 0, optimise: bool = True,
-        fold_constants: bool = True, prepack: bool = True, folder: Path | None = None,
+        fold_constants: bool = True, lean: bool = False, spin: bool = True, folder: Path | None = None,
     ) -> None:  # fmt: skip
         ort = optional.load("onnxruntime")
         self._make_value = ort.OrtValue.ortvalue_from_numpy
@@ -38,8 +42,12 @@ class Runner:
         options.intra_op_num_threads = threads
         if not optimise:
             options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
-        if not prepack:
+        if not spin:
+            options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        self._lean = lean
+        if lean:
             options.add_session_config_entry("session.disable_prepacking", "1")
+            options.enable_cpu_mem_arena = False
         mapped = folder is not None
         if folder is not None:
             options.add_session_config_entry(
@@ -76,6 +84,8 @@ class Runner:
             result: list[Any] = self._session.run_with_ort_values(list(outputs), dict(feeds))
         except Exception as error:
             raise RunFailed(_first_line(error)) from error
+        if self._lean:
+            _give_back_memory()
         return result
 
     @property
@@ -116,6 +126,12 @@ def _held_initialisers(graph: onnx.GraphProto, mapped: bool) -> set[str]:
     if mapped:
         external = {name: t for name, t in external.items() if any(e.value == HELD for e in t.external_data)}
     return external.keys() & {name for node in walk(graph) for name in node.input} if external else set()
+
+
+def _give_back_memory() -> None:
+    """glibc keeps what was freed, half a gigabyte after a run of a large model; elsewhere there is nothing to do."""
+    with contextlib.suppress(AttributeError, OSError):
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 def _first_line(error: Exception) -> str:

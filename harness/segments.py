@@ -13,13 +13,14 @@ from typing import Any
 
 import numpy as np
 import onnx
-from onnx import helper, numpy_helper
+from onnx import helper
 
 from harness.model import reads
 from harness.runtime import Feeds, Runner
 from harness.switching import FLAGS, flag, with_flags
 
-NODES_PER_PIECE = 32  # of the model with switches; fewer make more to remember, more make more to repeat
+NODES_PER_PIECE = 32  # at least; fewer make more to remember, more make more to repeat
+MOST_PIECES = 12  # each costs a session
 REMEMBERED = 3  # results a piece keeps: with nothing switched, and the last ones
 NEAR = 12  # nodes on either side among which the place with the fewest live tensors is taken for a cut
 
@@ -107,9 +108,10 @@ def _cuts(
         live.difference_update(name for name in dying.get(index, []))
         crossing = live - inputs - outputs
         counts.append(len(crossing) if all(name in dtypes for name in crossing) else None)
+    size = max(NODES_PER_PIECE, -(-len(nodes) // MOST_PIECES))
     bounds, start = [], 0
-    while len(nodes) - start > NODES_PER_PIECE + NEAR:
-        target = start + NODES_PER_PIECE
+    while len(nodes) - start > size + NEAR:
+        target = start + size
         near = [at for at in range(max(start + 1, target - NEAR), target + NEAR) if counts[at - 1] is not None]
         if not near:
             break

@@ -291,7 +291,7 @@ def _fetch(proto: onnx.ModelProto, weights: Weights, feeds: Feeds, names: Sequen
     probe.graph.output.extend(ValueInfoProto(name=name) for name in names)
     for node in probe.graph.node:
         node.name = ""  # ONNX Runtime refuses models with repeated ones
-    values = Runner(probe, weights, optimise=False, prepack=False).run(feeds, names)
+    values = Runner(probe, weights, optimise=False, lean=True).run(feeds, names)
     return dict(zip(names, values, strict=True))
 
 

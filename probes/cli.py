@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from harness.record import Session
+    from probes.comparing import Compared
     from probes.doctoring import Check
 
 EXIT_BROKEN_PIPE = 141  # what a shell shows for a program whose reader went away (128 + SIGPIPE)
@@ -133,6 +134,65 @@ def _bisect_screen(session: Session) -> Iterable[Any]:
     if model_out := run.text("model_out"):
         yield f"model:  {session.folder / model_out}"
     yield f"report: {session.folder / 'report.html'}"
+
+
+html_option = click.option(
+    "-o", "--html", metavar="FILE", help="Write the page to FILE.",
+    type=click.Path(dir_okay=False, path_type=Path),
+)  # fmt: skip
+
+
+@probe.command()
+@click.argument("paths", metavar="PATH...", nargs=-1, required=True, type=click.Path(path_type=Path))
+@html_option
+@click.option("--tables", metavar="DIR", type=click.Path(file_okay=False, path_type=Path),
+              help="Write every table there, as CSV and, where pyarrow is installed, as Parquet.")  # fmt: skip
+@click.option("--perfetto", metavar="FILE", type=click.Path(dir_okay=False, path_type=Path),
+              help="Write a trace that ui.perfetto.dev and Chrome open; gzip if FILE ends in .gz.")  # fmt: skip
+@json_option
+def report(paths: tuple[Path, ...], json_file: Path | None, **outputs: Path | None) -> int:
+    """Read what nsys, ncu, compute-sanitizer, trtexec, ONNX Runtime or probe wrote, and draw it as one offline page.
+
+    \b
+    PATH is a session folder, a raw file, or a folder of them; the kind is told by the content.
+    Without -o, --json, --tables or --perfetto the page is report.html, in the session or here.
+    """
+    from probes import reporting
+
+    with progress("reading") as tell:
+        made = reporting.report(reporting.Wanted(paths, **outputs), tell, only_json=json_file is not None)
+    deliver(made.document, json_file, lambda: made.lines)
+    return EXIT_CLEAN
+
+
+@probe.command()
+@click.argument("before", metavar="A")
+@click.argument("after", metavar="B")
+@click.option("--threshold", default="5%", show_default=True, help="What is slower by no more than this is let pass.")
+@html_option
+@json_option
+def diff(before: str, after: str, threshold: str, html: Path | None, json_file: Path | None) -> int:
+    """Compare two sides, A before and B after: each kernel, range and layer, and how sure a change is.
+
+    \b
+    A and B are files, session folders, folders of sessions, or several of them with commas between.
+    Exit codes: 0 nothing got slower beyond the threshold, 1 something did, 125 too little data to tell.
+    """
+    from probes import comparing
+
+    with progress("reading") as tell:
+        made = comparing.diff(before, after, comparing.parse_threshold(threshold), html, tell)
+    deliver(made.document, json_file, lambda: _diff_screen(made, html))
+    return made.exit_code
+
+
+def _diff_screen(made: Compared, html: Path | None) -> Iterable[Any]:
+    yield made.document["headline"]
+    yield from (f"not the same on both sides: {warning}" for warning in made.document["warnings"])
+    for level, rows in made.changes():
+        yield table((level, "verdict", "change", "95 % interval", "before", "after"), rows)
+    if html is not None:
+        yield f"report: {html}"
 
 
 def table(headers: Sequence[str], rows: Iterable[Sequence[str]]) -> Table:

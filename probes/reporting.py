@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import math
 import re
@@ -104,18 +105,16 @@ def write_tables(artifacts: Sequence[Artifact], folder: Path) -> list[str]:
             _as_text(table).to_csv(place / f"{name}.csv", index=False, lineterminator="\n")
             if parquet:
                 _as_lists(table).to_parquet(place / f"{name}.parquet", index=False)
-        said.append(f"tables: {place} ({units.plural(len(artifact.tables), 'table')}, CSV{' and Parquet' if parquet else ''})")
+        said.append(
+            f"tables: {place} ({units.plural(len(artifact.tables), 'table')}, CSV{' and Parquet' if parquet else ''})"
+        )
     if not parquet:
         said.append("Parquet needs pyarrow, which is not installed: pip install pyarrow")
     return said
 
 
 def _has_parquet() -> bool:
-    try:
-        import pyarrow  # noqa: F401
-    except ImportError:
-        return False
-    return True
+    return importlib.util.find_spec("pyarrow") is not None
 
 
 def _folders(artifacts: Sequence[Artifact], folder: Path) -> list[Path]:
@@ -134,7 +133,9 @@ def _folders(artifacts: Sequence[Artifact], folder: Path) -> list[Path]:
 def _as_text(table: pd.DataFrame) -> pd.DataFrame:
     """Lists of names as JSON, which any reader can take apart again."""
     lists = _lists(table)
-    return table.assign(**{name: table[name].map(lambda names: json.dumps(list(names), ensure_ascii=False)) for name in lists})
+    return table.assign(
+        **{name: table[name].map(lambda names: json.dumps(list(names), ensure_ascii=False)) for name in lists}
+    )
 
 
 def _as_lists(table: pd.DataFrame) -> pd.DataFrame:
@@ -184,6 +185,4 @@ def _bisection(paths: Sequence[Path]) -> Session | None:
 
 def _bisect_page(session: Session, html: Path | None, tell: Tell) -> Reported:
     tell("drawing the page")
-    path = html or session.folder / PAGE
-    part = page.write(session, path)
-    return Reported({"artifacts": [], "left_out": []}, (f"report: {part}",))
+    return Reported({"artifacts": [], "left_out": []}, (f"report: {page.write(session, html)}",))

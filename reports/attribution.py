@@ -93,7 +93,8 @@ class Ranges:
         while (up != NONE).any():
             depth = depth + depth[up]
             up = up[up]
-        return depth[:-1]
+        depths: Ints = depth[:-1]
+        return depths
 
     def _rows(self, at: Ints) -> Ints:
         """Row numbers of positions in the sorted order."""
@@ -116,22 +117,31 @@ class Ranges:
         Up the tree from the right until a block holds such an end, then down into that block, its right half first.
         All queries climb together, and those that are done drop out.
         """
-        found = np.full(len(before), NONE, dtype=np.int64)
-        height = np.zeros(len(before), dtype=np.int64)
-        open_, node = np.arange(len(before)), before.copy()
+        out = before - 1  # the nearest will do for most
+        at = np.flatnonzero(~((before > floor) & (self.end[out] > bound))) if len(self.end) else out
+        node, high, low = before[at], bound[at], floor[at]  # the queries that still climb
+        left, hits = at, list[tuple[Ints, Ints]]()
         for level, peaks in enumerate(self._peaks):
-            alive = node << level > floor[open_]
-            open_, node = open_[alive], node[alive]
-            if not open_.size:
+            alive = np.flatnonzero(node << level > low)
+            if len(alive) < len(at):
+                at, node, high, low = at[alive], node[alive], high[alive], low[alive]
+            hit = peaks[node - 1] > high
+            hit &= node & 1 == 1
+            hits.append((at[hit], node[hit] - 1))
+            at, node, high, low = at[~hit], node[~hit] >> 1, high[~hit], low[~hit]
+            if not at.size:
                 break
-            hit = (node & 1 == 1) & (peaks[node - 1] > bound[open_])
-            found[open_[hit]], height[open_[hit]] = node[hit] - 1, level
-            open_, node = open_[~hit], node[~hit] >> 1
-        for level in range(int(height.max(initial=0)), 0, -1):
-            down = np.flatnonzero((height >= level) & (found != NONE))
-            right = np.minimum(2 * found[down] + 1, len(self._peaks[level - 1]) - 1)
-            found[down] = right - (self._peaks[level - 1][right] <= bound[down])
-        return np.where(found >= floor, found, NONE)
+        at = found = np.empty(0, dtype=np.int64)
+        for level in range(len(hits) - 1, -1, -1):
+            at, found = np.concatenate((at, hits[level][0])), np.concatenate((found, hits[level][1]))
+            if level:
+                peaks = self._peaks[level - 1]
+                right = np.minimum(2 * found + 1, len(peaks) - 1)
+                found = right - (peaks[right] <= bound[at])
+        out[left] = NONE
+        out[at] = found
+        out[out < floor] = NONE
+        return out
 
 
 @dataclass(frozen=True)
@@ -201,29 +211,29 @@ def match(wanted: tuple[Ints, Ints], offered: tuple[Ints, Ints], preferred: npt.
     Several calls may share them: the preferred ones go first, then the one that started first, then the first row.
     """
     key, goal = _keys(offered, wanted)
-    at = np.full(len(goal), NONE, dtype=np.int64)
-    for rows in (np.flatnonzero(preferred), np.flatnonzero(~preferred)):
-        open_ = np.flatnonzero((at == NONE) & (goal != NONE))
-        if not (rows.size and open_.size):
-            continue
-        rows = rows[_by(start[rows])]
-        rows = rows[_by(key[rows])]
-        place = np.minimum(np.searchsorted(key[rows], goal[open_]), len(rows) - 1)
-        same = key[rows[place]] == goal[open_]
-        at[open_[same]] = rows[place[same]]
-    return at
+    call = np.full(int(max(key.max(initial=0), goal.max(initial=0))) + 1, NONE, dtype=np.int64)
+    for rows in (np.flatnonzero(~preferred), np.flatnonzero(preferred)):
+        latest_first = rows[_by(start[rows])][::-1]
+        call[key[latest_first]] = latest_first  # of rows with the same key the last one stays
+    return call[goal]
 
 
 def _keys(offered: tuple[Ints, Ints], wanted: tuple[Ints, Ints]) -> tuple[Ints, Ints]:
-    """Process and correlation id as one number; `NONE` for a process that no call is known of."""
-    processes = pd.Index(pd.unique(offered[0]))
-    ids = np.concatenate((offered[1], wanted[1]))
-    if ids.size and not 0 <= int(ids.min()) <= int(ids.max()) < 1 << 32:  # more than CUPTI gives: number them anew
-        ids = pd.factorize(ids)[0].astype(np.int64)
-    parts = ids[: len(offered[1])], ids[len(offered[1]) :]
-    owners = (processes.get_indexer(pd.Index(process)).astype(np.int64) for process in (offered[0], wanted[0]))
-    key, goal = (np.where(owner == NONE, NONE, owner << 32 | part) for owner, part in zip(owners, parts, strict=True))
-    return key, goal
+    """Process and correlation id as one small number, for what is offered and for what is wanted."""
+    process, correlation = (np.concatenate(parts) for parts in zip(offered, wanted, strict=True))
+    owners, correlations = _small(process), _small(correlation)
+    keys = _small(owners * (int(correlations.max(initial=0)) + 1) + correlations)
+    return keys[: len(offered[0])], keys[len(offered[0]) :]
+
+
+def _small(values: Ints) -> Ints:
+    """The same numbers from 0, or others, equal where they are, if these are spread too far."""
+    if not values.size:
+        return values
+    low, high = int(values.min()), int(values.max())
+    if high - low < 4 * len(values):
+        return values - low
+    return pd.factorize(values)[0].astype(np.int64)
 
 
 def _by(values: Ints) -> Ints:

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from harness.errors import UsageError
+from harness.errors import ParseError, ProbeError, UsageError
 from harness.record import Session
 from reports.artifact import Artifact
 from reports.readers import detect, trtexec_join
+
+Tell = Callable[[str], None]
 
 
 @dataclass(frozen=True)
@@ -22,7 +24,7 @@ class Collection:
     left_out: tuple[str, ...] = ()
 
 
-def collect(paths: Sequence[Path], tell: Callable[[str], None] = lambda _: None) -> Collection:
+def collect(paths: Sequence[Path], tell: Tell = lambda _: None) -> Collection:
     """Read every path. A file that was named must be readable; in a folder, files that no reader knows are left out.
 
     Raises UsageError for a path that does not exist, ParseError for a file that is not what it should be, or a folder
@@ -34,12 +36,39 @@ def collect(paths: Sequence[Path], tell: Callable[[str], None] = lambda _: None)
     for path in paths:
         if not path.exists():
             raise UsageError(f"{path} does not exist")
-        tell(f"reading {path.name}")
-        found = detect.read(path)
-        artifacts += found.artifacts
-        left_out += [f"{file.name} was left out: {why.removeprefix(f'{file}: ')}" for file, why in found.skipped]
+        if path.is_dir():
+            artifacts += _folder(path, left_out, tell)
+        else:
+            tell(f"reading {path.name}")
+            artifacts.append(detect.read(path))
         if (path / "manifest.json").is_file():
             manifests.append(Session.open(path).read_json("manifest.json"))
-    if len(paths) > 1:
-        artifacts = list(trtexec_join.combine(tuple(artifacts)))
-    return Collection(tuple(artifacts), tuple(manifests), tuple(left_out))
+    return Collection(tuple(trtexec_join.combine(artifacts)), tuple(manifests), tuple(left_out))
+
+
+def _folder(folder: Path, left_out: list[str], tell: Tell) -> list[Artifact]:
+    """Everything readable in a folder: one unreadable file does not hide the others, but is told."""
+    artifacts = []
+    before = len(left_out)
+    for path in _files(folder):
+        tell(f"reading {path.name}")
+        try:
+            artifacts.append(detect.read(path))
+        except ProbeError as error:
+            left_out.append(f"{path.relative_to(folder)} was left out: {str(error).removeprefix(f'{path}: ')}")
+    if not artifacts:
+        unknown = len(left_out) - before
+        got = f"{unknown} files of other kinds" if unknown else "no files"
+        raise ParseError(folder, "folder", "at least one file that a reader knows", got)
+    return artifacts
+
+
+def _files(folder: Path) -> Iterator[Path]:
+    """In order: of a session folder `steps.jsonl` and `raw/`, of any other all files, none of them hidden."""
+    if (folder / "manifest.json").is_file():
+        candidates = [folder / "steps.jsonl", *sorted((folder / "raw").rglob("*"))]
+    else:
+        candidates = sorted(folder.rglob("*"))
+    for path in candidates:
+        if path.is_file() and not any(part.startswith(".") for part in path.relative_to(folder).parts):
+            yield path

@@ -96,6 +96,8 @@ def _whole(values: Any) -> Any:
 
 
 def _tuples(values: Any) -> np.ndarray[Any, np.dtype[np.object_]]:
+    if isinstance(values, pd.Series) and all(type(value) is tuple for value in values.array):
+        return values.to_numpy(dtype=object)
     out = np.empty(len(values), dtype=object)
     out[:] = [() if value is None or value is pd.NA or value != value else tuple(value) for value in values]
     return out

@@ -12,6 +12,7 @@ import numpy.typing as npt
 import pandas as pd
 
 from reports import units
+from reports.timeline import TONES
 
 MOST_NODES = 1500
 MOST_DEPTH = 48  # ranges deeper than this count as the one that encloses them at this depth
@@ -42,6 +43,7 @@ class Icicle:
     total_ns: int
     kernels: int
     merged: int
+    tones: tuple[str, ...]  # the kernels with a colour of their own, as in the timeline
 
     @property
     def caption(self) -> str:
@@ -60,7 +62,7 @@ class Icicle:
             "parent": [node.parent for node in self.nodes], "depth": [node.depth for node in self.nodes],
             "start": [node.start_ns for node in self.nodes], "length": [node.length_ns for node in self.nodes],
             "name": [node.name for node in self.nodes], "domain": [node.domain for node in self.nodes],
-            "kernels": [node.kernels for node in self.nodes], "total": self.total_ns,
+            "kernels": [node.kernels for node in self.nodes], "total": self.total_ns, "tones": self.tones,
         }  # fmt: skip
         return json.dumps(content, ensure_ascii=False, separators=(",", ":"))
 
@@ -78,7 +80,13 @@ def build(tables: Mapping[str, pd.DataFrame], most: int = MOST_NODES) -> Icicle 
     tree = _grow(paths, leaves)
     floor = _floor([box.time for box in tree.values()], most)
     nodes, merged = _lay_out(tree, floor)
-    return Icicle(tuple(nodes), int(leaves["sum"].sum()), int(leaves["size"].sum()), merged)
+    return Icicle(tuple(nodes), int(leaves["sum"].sum()), int(leaves["size"].sum()), merged, _tones(leaves))
+
+
+def _tones(leaves: pd.DataFrame) -> tuple[str, ...]:
+    """The kernels that take the most time, over all ranges."""
+    time = leaves.groupby("name", observed=True)["sum"].sum().nlargest(TONES)
+    return tuple(units.shorten(units.visible(str(name)), _WIDTH) for name in time.index)
 
 
 @dataclass

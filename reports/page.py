@@ -90,12 +90,19 @@ def assemble(
     )
 
 
-def write(session: Session) -> Path:
-    """Write report.html into the session folder, whole or not at all, and return its path."""
-    path = session.folder / "report.html"
+def write(session: Session, path: Path | None = None) -> Path:
+    """Write report.html into the session folder, or `path`, and return its path."""
+    return save(path or session.folder / "report.html", render(session))
+
+
+def save(path: Path, text: str) -> Path:
+    """Write a page, whole or not at all."""
     part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    part.write_text(render(session), encoding="utf-8", newline="\n")
-    part.replace(path)
+    try:
+        part.write_text(text, encoding="utf-8", newline="\n")
+        part.replace(path)
+    finally:
+        part.unlink(missing_ok=True)  # still there only if writing failed
     return path
 
 

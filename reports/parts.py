@@ -170,7 +170,7 @@ def _say_hottest(part: Part, table: pd.DataFrame, name: str, kind: str, total: f
     if rows.empty or not total:
         return
     top, next_ones = rows.iloc[0], rows.iloc[1:5]
-    detail = f"{_many(int(top['count']), 'launch')}, mean {units.seconds(float(top['mean_ns']) / 1e9)}"
+    detail = f"{sheets.many(int(top['count']), 'launch')}, mean {units.seconds(float(top['mean_ns']) / 1e9)}"
     if len(next_ones):
         together = float(next_ones["time_pct"].sum()) / 100
         detail += f"; the next {units.count(len(next_ones))} of {units.count(len(rows))} take {units.percent(together)} together"
@@ -184,7 +184,7 @@ def _graphs(part: Part, graphs: pd.DataFrame | None) -> None:
     caption = "Traced as whole graphs: the export has no single kernels of them."
     part.sheets.append(_sheet(part, "graphs", "CUDA graphs by GPU time", table, "graph", "total_ns", caption))
     total = float(graphs["duration_ns"].sum())
-    part.say(3, f"{_many(len(graphs), 'graph launch')} take {units.seconds(total / 1e9)} of GPU time")
+    part.say(3, f"{sheets.many(len(graphs), 'graph launch')} take {units.seconds(total / 1e9)} of GPU time")
 
 
 def _host_time(part: Part, artifact: Artifact) -> None:
@@ -192,6 +192,8 @@ def _host_time(part: Part, artifact: Artifact) -> None:
     rows = artifact.summary.get("by_range")
     if isinstance(rows, list) and rows:
         table = pd.DataFrame(rows)
+        wanted = ["range", "domain", "depth", "count", "kernel_time_ns", "kernel_count", "graph_time_ns", "wall_ns"]
+        table = table[[name for name in wanted if name in table and (name != "graph_time_ns" or table[name].any())]]
         bar = "kernel_time_ns" if "kernel_time_ns" in table else "wall_ns"
         table = table.sort_values(bar, ascending=False, kind="stable")
         caption = "Wall time on the CPU, and the time of the kernels that were launched inside, however late they ran."
@@ -235,6 +237,31 @@ def _findings(part: Part, artifact: Artifact) -> None:
     same = int(times[findings["kind"] == first["kind"]].sum()) if _given(first, "kind") else 1
     what = str(first["kind"]) if _given(first, "kind") else str(first.get("message", "a record"))
     part.say(0, " ".join(filter(None, (f"{units.count(same)} × {units.shorten(units.visible(what), 80)}", *where))))
+
+
+def _found(findings: pd.DataFrame) -> pd.DataFrame:
+    """Findings for people: places in one column each, what is the same everywhere left out."""
+    table = findings.copy()
+    if "file" in table and "line" in table:
+        line = table["line"].map(lambda number: "" if pd.isna(number) else f":{int(number)}")
+        table["where"] = table["file"].fillna("") + line
+    for name in ("thread", "block"):
+        axes = [f"{name}_{axis}" for axis in "xyz"]
+        if set(axes) <= set(table):
+            table[name] = [_triple(row) for row in table[axes].itertuples(index=False, name=None)]
+    order = ["severity", "kind", "kernel", "where", "layer", "onnx_nodes", "message", "thread", "block", "address",
+             "access", "size_bytes", "api", "tool", "count", "launch_id"]  # fmt: skip
+    return table[
+        [
+            name
+            for name in order
+            if name in table and (name not in ("severity", "tool", "count") or table[name].nunique() > 1)
+        ]
+    ]
+
+
+def _triple(row: tuple[Any, ...]) -> str:
+    return "" if pd.isna(row[0]) else f"({', '.join('?' if pd.isna(one) else str(int(one)) for one in row)})"
 
 
 def _layers(part: Part, artifact: Artifact) -> None:
@@ -299,7 +326,7 @@ def _launches(part: Part, artifact: Artifact) -> None:
 def _launches_text(limits: pd.DataFrame) -> str:
     by = limits["limited_by"].dropna().value_counts()
     said = ", ".join(f"{count} by {name}" for name, count in by.items() if count)
-    return f"{_many(len(limits), 'launch')}; limited: {said}" if said else _many(len(limits), "launch")
+    return f"{sheets.many(len(limits), 'launch')}; limited: {said}" if said else sheets.many(len(limits), "launch")
 
 
 def _rest(part: Part, artifact: Artifact) -> None:
@@ -332,7 +359,7 @@ def _facts(artifact: Artifact) -> Iterator[tuple[str, str]]:
 
 
 def _fact(name: str, value: Any, *, named: bool = True) -> str:
-    text = sheets.text(name, float(value)) if isinstance(value, int | float) else str(value)
+    text = sheets.text(name, float(value)) if isinstance(value, int | float) else sheets.public(str(value))
     return f"{sheets.heading(name)} {text}" if named and name != "gpu" else text
 
 
@@ -361,11 +388,6 @@ def _has(table: pd.DataFrame, name: str) -> bool:
         if column.dtype == object and isinstance(column.iloc[0], tuple)
         else bool(column.notna().any())
     )
-
-
-def _many(number: int, noun: str) -> str:
-    """As `units.plural`, for nouns that take -es."""
-    return units.plural(number, noun) if number == 1 else f"{units.count(number)} {noun}es"
 
 
 def _given(row: pd.Series[Any], name: str) -> bool:

@@ -102,9 +102,16 @@ def _ranges(frame: pd.DataFrame, origin: int, first: int) -> Iterator[str]:
 
 
 def _marks(frame: pd.DataFrame, origin: int, first: int) -> Iterator[str]:
-    rows = zip(*_threads(frame, first), frame["mark"].astype("object").fillna("").tolist(), frame["time_ns"].tolist(), strict=True)
+    rows = zip(
+        *_threads(frame, first),
+        frame["mark"].astype("object").fillna("").tolist(),
+        frame["time_ns"].tolist(),
+        strict=True,
+    )
     for pid, tid, name, time in rows:
-        yield _dump({"ph": "i", "s": "t", "name": name, "cat": "mark", "pid": pid, "tid": tid, "ts": (time - origin) / 1000})
+        yield _dump(
+            {"ph": "i", "s": "t", "name": name, "cat": "mark", "pid": pid, "tid": tid, "ts": (time - origin) / 1000}
+        )
 
 
 def _work(name: str, frame: pd.DataFrame, owners: pd.Series[Any], origin: int, first: int) -> Iterator[str]:
@@ -127,7 +134,13 @@ def _flows(frame: pd.DataFrame, origin: int, first: int) -> Iterator[str]:
     if "launch_ns" not in frame or "thread_id" not in frame:
         return
     known = frame[frame["launch_ns"].notna() & frame["thread_id"].notna()]
-    rows = zip(*_threads(known, first), *_streams(known, first), known["launch_ns"].tolist(), known["start_ns"].tolist(), strict=True)
+    rows = zip(
+        *_threads(known, first),
+        *_streams(known, first),
+        known["launch_ns"].tolist(),
+        known["start_ns"].tolist(),
+        strict=True,
+    )
     for number, (pid, tid, device, stream, launch, start) in enumerate(rows):
         event = {"name": "launch", "cat": "launch", "id": first + number}
         yield _dump(event | {"ph": "s", "pid": pid, "tid": tid, "ts": (launch - origin) / 1000})
@@ -143,7 +156,9 @@ def _complete(
     names, starts = text.astype("object").fillna("").tolist(), frame["start_ns"].tolist()
     categories: Iterable[str] = [category] * len(frame) if isinstance(category, str) else category.tolist()
     details = [dict(zip(known, row, strict=True)) for row in zip(*known.values(), strict=True)] if known else None
-    for row, (name, kind, pid, tid, start, length) in enumerate(zip(names, categories, *place, starts, lengths, strict=True)):
+    for row, (name, kind, pid, tid, start, length) in enumerate(
+        zip(names, categories, *place, starts, lengths, strict=True)
+    ):
         event = {"ph": "X", "name": name, "cat": kind or "range", "pid": pid, "tid": tid,
                  "ts": (start - origin) / 1000, "dur": length / 1000}  # fmt: skip
         if details is not None:

@@ -127,7 +127,9 @@ def _draw_roofs(figure: go.Figure, placed: pd.DataFrame) -> None:
 
 
 def _name_roof(figure: go.Figure, x: float, y: float, text: str, side: str) -> None:
-    figure.add_annotation(text=text, showarrow=False, x=np.log10(x), y=np.log10(y), xanchor=side, yanchor="bottom")
+    figure.add_annotation(
+        text=text, showarrow=False, xref="x", yref="y", x=np.log10(x), y=np.log10(y), xanchor=side, yanchor="bottom"
+    )
 
 
 def _describe(row: dict[Hashable, Any]) -> str:

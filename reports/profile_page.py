@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import plotly.graph_objects as go
 
-from reports import page, parts, schema
+from reports import page, parts, schema, sheets
 from reports.collect import Collection
 from reports.parts import Part
 
 TEMPLATE = "profile.html"
+MOST_OPEN = 3  # parts; of more only the first has its tables open
 _PRIVATE = ("environment", "host", "hostname", "user", "username", "cwd")
 
 
@@ -42,12 +42,12 @@ class View:
         """All remarks, those of a part under its name where there are several."""
         several = len(self.parts) > 1
         said = [f"{part.name}: {note}" if several else note for part in self.parts for note in part.notes]
-        return [*said, *self.left_out]
+        return [sheets.public(note) for note in (*said, *self.left_out)]
 
     @property
     def runs(self) -> list[tuple[str, list[page.Facts]]]:
         """The command line of each session, and its manifest without anything that names a machine or a person."""
-        return [(page.command(manifest), page.group(_public(manifest))) for manifest in self.manifests]
+        return [(sheets.public(page.command(manifest)), page.group(_public(manifest))) for manifest in self.manifests]
 
     def draw(self) -> dict[str, go.Figure]:
         """The plotly figures of all parts."""
@@ -57,6 +57,10 @@ class View:
 def view(collection: Collection) -> View:
     """The parts of a page."""
     made = [parts.make(artifact, f"p{number}") for number, artifact in enumerate(collection.artifacts)]
+    if len(made) > MOST_OPEN:
+        lead = min(made, key=lambda part: part.urgency)
+        for part in made:
+            part.sheets = [replace(sheet, secondary=sheet.secondary or part is not lead) for sheet in part.sheets]
     return View(tuple(made), collection.manifests, collection.left_out)
 
 
@@ -71,13 +75,7 @@ def render(collection: Collection) -> str:
 
 def write(collection: Collection, path: Path) -> Path:
     """Write the page, whole or not at all."""
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        part.write_text(render(collection), encoding="utf-8", newline="\n")
-        part.replace(path)
-    finally:
-        part.unlink(missing_ok=True)
-    return path
+    return page.save(path, render(collection))
 
 
 def _public(manifest: Mapping[str, Any]) -> dict[str, Any]:

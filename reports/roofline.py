@@ -55,6 +55,7 @@ if "roofline" not in TABLES:
         why="string",
     )
 
+Column = np.ndarray[Any, np.dtype[np.float64]]
 Alternatives = tuple[tuple[str, str], ...]  # metric and base unit, the best first
 
 # The facts of a launch that are metrics. Labels are those of the details page, of newer and older versions.
@@ -129,7 +130,7 @@ LETTERS = {"fp64": "d", "fp32": "f", "fp16": "h"}
 PAIRED = {"fp64": 1, "fp32": 1, "fp16": 2}
 PER_INSTRUCTION = {"add": 1, "mul": 1, "fma": 2}
 UNITS = ("sm", "smsp")  # the same counter under two names
-FLOAT_TENSOR = "sm__ops_path_tensor_"
+TENSOR = "sm__ops_path_tensor_"
 
 
 def _instruction(precision: str, operation: str) -> dict[str, Alternatives]:
@@ -179,66 +180,88 @@ def wide(metrics: pd.DataFrame, wanted: Mapping[str, Alternatives]) -> pd.DataFr
 
 def roofline(launches: pd.DataFrame, metrics: pd.DataFrame) -> pd.DataFrame:
     """Table `roofline`, one row for each row of `ncu_launches`."""
-    wanted = wide(metrics, {**SPEED, **INSTRUCTIONS}).reindex(launches["launch_id"])
-    made = launches[["launch_id", "kernel", "range"]].set_index("launch_id", drop=False)
-    made["duration_ns"] = launches["duration_ns"].to_numpy(np.float64, na_value=np.nan)
-    seconds = made["duration_ns"].where(made["duration_ns"] > 0) / 1e9
-    made = _memory(made, wanted, seconds)
-    made = _compute(made, wanted, _tensor(metrics).reindex(made.index), seconds)
-    for name in ("occupancy_pct", "theoretical_occupancy_pct", "waves"):
-        made[name] = wanted[name]
-    made = _shares(made, wanted)
-    rows: list[Any] = made[list(NUMBERS)].to_dict("records")
-    verdicts = [limited_by(row) for row in rows]
+    ids = launches["launch_id"]
+    wanted = _columns(wide(metrics, {**SPEED, **INSTRUCTIONS}).reindex(ids))
+    tensor = _columns(_tensor(metrics).reindex(ids))
+    duration = launches["duration_ns"].to_numpy(np.float64, na_value=np.nan)
+    seconds = np.where(duration > 0, duration, np.nan) / 1e9
+    made: dict[str, Any] = {name: launches[name].array for name in ("launch_id", "kernel", "range")}
+    made["duration_ns"] = duration
+    made |= {name: wanted[name] for name in ("occupancy_pct", "theoretical_occupancy_pct", "waves")}
+    made |= _memory(wanted, seconds)
+    made |= _compute(wanted, tensor, seconds)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        made |= _shares(made, wanted)
+    numbers = zip(*(made[name].tolist() for name in NUMBERS), strict=True)
+    verdicts = [limited_by(dict(zip(NUMBERS, row, strict=True))) for row in numbers]
     made["limited_by"] = pd.Categorical([verdict for verdict, _ in verdicts], categories=list(LIMITS))
-    made["why"] = [why for _, why in verdicts]
-    return validate("roofline", made.reset_index(drop=True))
+    made["why"] = pd.array([why for _, why in verdicts], dtype="string")
+    return validate("roofline", pd.DataFrame(made))
 
 
-def _memory(made: pd.DataFrame, wanted: pd.DataFrame, seconds: pd.Series) -> pd.DataFrame:
+def _columns(frame: pd.DataFrame) -> dict[str, Column]:
+    return {str(name): frame[name].to_numpy(np.float64) for name in frame.columns}
+
+
+def _first(*columns: Column) -> Column:
+    """The first of the values that is known, row by row."""
+    known, *others = columns
+    for other in others:
+        known = np.where(np.isnan(known), other, known)
+    return known
+
+
+def _sum(columns: Iterable[Column]) -> Column:
+    """The sum of what is known, row by row; NaN where nothing is."""
+    stacked = np.stack(list(columns))
+    return np.where(np.isnan(stacked).all(axis=0), np.nan, np.nansum(stacked, axis=0))
+
+
+def _memory(wanted: Mapping[str, Column], seconds: Column) -> dict[str, Column]:
     """Bytes of device memory, read and written."""
-    moved = wanted["dram_bytes"].fillna(wanted["dram_read_bytes"] + wanted["dram_write_bytes"])
-    made["dram_bytes"] = moved.fillna(wanted["dram_bytes_per_s"] * seconds)
-    made["dram_bytes_per_s"] = wanted["dram_bytes_per_s"].fillna(made["dram_bytes"] / seconds)
-    made["peak_dram_bytes_per_s"] = wanted["dram_bytes_per_cycle"] * wanted["dram_hz"]
-    return made
+    moved = _first(wanted["dram_bytes"], wanted["dram_read_bytes"] + wanted["dram_write_bytes"])
+    rate = _first(wanted["dram_bytes_per_s"], moved / seconds)
+    return {
+        "dram_bytes": _first(moved, rate * seconds),
+        "dram_bytes_per_s": rate,
+        "peak_dram_bytes_per_s": wanted["dram_bytes_per_cycle"] * wanted["dram_hz"],
+    }
 
 
-def _compute(made: pd.DataFrame, wanted: pd.DataFrame, tensor: pd.DataFrame, seconds: pd.Series) -> pd.DataFrame:
+def _compute(wanted: Mapping[str, Column], tensor: Mapping[str, Column], seconds: Column) -> dict[str, Column]:
     """Floating-point operations by precision. A precision is known if at least one kind of its instructions is."""
+    made: dict[str, Column] = {}
     for precision, pair in PAIRED.items():
-        rates = pd.DataFrame(index=made.index)
+        rates = []
         for operation, flop in PER_INSTRUCTION.items():
             name = f"{precision}_{operation}"
-            rate = wanted[f"{name}_per_cycle"] * wanted["sm_hz"]
-            rates[operation] = (wanted[name] / seconds).fillna(rate) * flop * pair
-        made[f"{precision}_flop_per_s"] = rates.sum(axis=1, min_count=1)
+            rate = _first(wanted[name] / seconds, wanted[f"{name}_per_cycle"] * wanted["sm_hz"])
+            rates.append(rate * flop * pair)
+        made[f"{precision}_flop_per_s"] = _sum(rates)
         made[f"{precision}_flop"] = made[f"{precision}_flop_per_s"] * seconds
         peak = wanted[f"{precision}_fma_peak"] * wanted["sm_hz"]
         made[f"peak_{precision}_flop_per_s"] = peak * PER_INSTRUCTION["fma"] * pair
-    made["tensor_flop_per_s"] = tensor["per_s"].fillna(tensor["operations"] / seconds)
-    made["tensor_flop"] = tensor["operations"].fillna(made["tensor_flop_per_s"] * seconds)
+    made["tensor_flop_per_s"] = _first(tensor["per_s"], tensor["operations"] / seconds)
+    made["tensor_flop"] = _first(tensor["operations"], made["tensor_flop_per_s"] * seconds)
     made["peak_tensor_flop_per_s"] = tensor["peak"]
     return made
 
 
 def _tensor(metrics: pd.DataFrame) -> pd.DataFrame:
-    """Floating-point operations of the tensor cores, over all source types, and the peak of the busiest of them.
+    """Floating-point operations of the tensor cores, over all source types, and the peak of the fastest that was used.
 
     ncu counts by instruction (`..._op_hmma_src_..`) and, beside it, in newer versions by type (`..._tensor_src_..`);
     adding both would count twice. Integer types (int8, int4, int1) are no floating point.
     """
-    names = [
-        name for name in metrics["metric"].cat.categories if name.startswith(FLOAT_TENSOR) and "_src_int" not in name
-    ]
-    by_type = [name for name in names if name.startswith(f"{FLOAT_TENSOR}src_")] or names
+    names = [name for name in metrics["metric"].cat.categories if name.startswith(TENSOR) and "_src_int" not in name]
+    by_type = [name for name in names if name.startswith(f"{TENSOR}src_")] or names
     rows = among(metrics, by_type)[["launch_id", "metric", "value"]].dropna()
-    rows["metric"] = rows["metric"].astype("str")
+    rows = rows.astype({"launch_id": "int64", "metric": "str"})
     rows["stem"] = rows["metric"].str.replace(r"\.sum(\..*)?$", "", regex=True)
 
     def part(suffix: str) -> pd.Series:
         own = rows[rows["metric"] == rows["stem"] + suffix].drop_duplicates(["launch_id", "stem"])
-        return own.set_index([own["launch_id"].astype("int64"), "stem"])["value"]
+        return own.set_index(["launch_id", "stem"])["value"]
 
     rate, peak = part(".sum.per_second"), part(".sum.peak_sustained_elapsed.per_second")
     used = peak.where(rate.reindex(peak.index) > 0)
@@ -247,25 +270,27 @@ def _tensor(metrics: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame({**made, "peak": used.groupby(level=0).max()})
 
 
-def _shares(made: pd.DataFrame, wanted: pd.DataFrame) -> pd.DataFrame:
+def _shares(made: Mapping[str, Any], wanted: Mapping[str, Column]) -> dict[str, Column]:
     """Intensity, the roof above it, and how much of the peaks is used."""
-    rates = made[[f"{precision}_flop_per_s" for precision in PRECISIONS]]
-    made["flop_per_s"] = rates.sum(axis=1, min_count=1)
-    made["flop"] = made[[f"{precision}_flop" for precision in PRECISIONS]].sum(axis=1, min_count=1)
-    made["flop_per_byte"] = made["flop"] / made["dram_bytes"].where(made["dram_bytes"] > 0)
-    peaks = made[[f"peak_{precision}_flop_per_s" for precision in PRECISIONS]].to_numpy()
-    busiest = rates.fillna(-1.0).to_numpy().argmax(axis=1)
-    compute = np.where(made["flop_per_s"].to_numpy() > 0, peaks[np.arange(len(made)), busiest], np.nan)
-    slope = (made["flop_per_byte"] * made["peak_dram_bytes_per_s"]).to_numpy()
-    made["ceiling_flop_per_s"] = np.minimum(compute, slope)
-    made["ceiling_pct"] = 100 * made["flop_per_s"] / made["ceiling_flop_per_s"]
+    rates = np.stack([made[f"{precision}_flop_per_s"] for precision in PRECISIONS])
+    peaks = np.stack([made[f"peak_{precision}_flop_per_s"] for precision in PRECISIONS])
+    flop, flop_per_s = _sum(made[f"{precision}_flop"] for precision in PRECISIONS), _sum(rates)
+    intensity = flop / np.where(made["dram_bytes"] > 0, made["dram_bytes"], np.nan)
+    busiest = np.where(np.isnan(rates), -1.0, rates).argmax(axis=0)
+    compute = np.where(flop_per_s > 0, peaks[busiest, np.arange(len(busiest))], np.nan)
+    ceiling = np.minimum(compute, intensity * made["peak_dram_bytes_per_s"])
+    parts = np.fmax(np.fmax(wanted["dram_pct"], wanted["l2_pct"]), wanted["l1_pct"])
+    used = np.fmax.reduce(100 * rates / np.where(peaks > 0, peaks, np.nan))
     bandwidth = 100 * made["dram_bytes_per_s"] / made["peak_dram_bytes_per_s"]
-    parts = wanted[["dram_pct", "l2_pct", "l1_pct"]].max(axis=1)
-    made["memory_pct"] = wanted["memory_pct"].fillna(parts).fillna(bandwidth)
-    used = 100 * rates.to_numpy() / np.where(peaks > 0, peaks, np.nan)
-    most = pd.DataFrame(used, index=made.index).max(axis=1)
-    made["compute_pct"] = wanted["compute_pct"].fillna(most)
-    return made
+    return {
+        "flop": flop,
+        "flop_per_s": flop_per_s,
+        "flop_per_byte": intensity,
+        "ceiling_flop_per_s": ceiling,
+        "ceiling_pct": 100 * flop_per_s / ceiling,
+        "memory_pct": _first(wanted["memory_pct"], parts, bandwidth),
+        "compute_pct": _first(wanted["compute_pct"], used),
+    }
 
 
 LIMITS = ("memory", "compute", "occupancy", "latency")

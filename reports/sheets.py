@@ -56,8 +56,8 @@ class Sheet:
     def count(self) -> str:
         """`12 kernels`, or `1,000 of 5,000 kernels`."""
         if len(self.rows) < self.total:
-            return f"{units.count(len(self.rows))} of {units.plural(self.total, self.noun)}; the rest: --tables"
-        return units.plural(self.total, self.noun)
+            return f"{units.count(len(self.rows))} of {many(self.total, self.noun)}; the rest: --tables"
+        return many(self.total, self.noun)
 
     @property
     def widest(self) -> float:
@@ -71,7 +71,7 @@ class Sheet:
         content = {
             "columns": [[column.title, column.kind] for column in self.columns],
             "rows": [[_plain(cell) for cell in row] for row in self.rows],
-            "noun": self.noun, "total": self.total, "first": self.first, "widest": self.widest,
+            "nouns": [self.noun, plural(self.noun)], "total": self.total, "first": self.first, "widest": self.widest,
         }  # fmt: skip
         return json.dumps(content, ensure_ascii=False, separators=(",", ":"))
 
@@ -94,6 +94,16 @@ def make(
     rows = tuple(zip(*cells, strict=True))
     total = len(frame) if total is None else total
     return Sheet(key, title, noun, columns, rows, total, caption, first, secondary)
+
+
+def plural(noun: str) -> str:
+    """launch -> launches, kernel -> kernels."""
+    return f"{noun}es" if noun.endswith(("ch", "x", "s")) else f"{noun}s"
+
+
+def many(number: int, noun: str) -> str:
+    """3, `launch` -> `3 launches`."""
+    return f"{units.count(number)} {noun if number == 1 else plural(noun)}"
 
 
 def text(name: str, value: float | None) -> str:

@@ -25,7 +25,7 @@ MOST_BYTES = 5_600_000  # of the deflated columns
 MOST_LANES = 60
 MOST_NAMES = 4000  # different texts; beyond it numbers in names become `#`
 WIDTH = 240  # characters of a name in the timeline; tables hold the whole name
-_TONES = 8  # names with a colour of their own
+TONES = 8  # names with a colour of their own
 _OVERFLOWS = 6  # lanes below a lane, for events that overlap
 _CPU, _GPU = 0, 1  # sides; the CPU is drawn above
 _MARKS, _CALLS = 1 << 20, (1 << 20) + 1  # rows below all depths of ranges
@@ -52,7 +52,7 @@ class Timeline:
 
     lanes: tuple[Lane, ...]
     names: tuple[str, ...]
-    tones: tuple[int, ...]  # of each name, which colour; -1 for the common one
+    tones: tuple[int, ...]  # of each name, which colour; negative for a common one
     span_ns: int
     focus_ns: tuple[int, int]  # what is shown first: from the first GPU work, or its launch, to the last
     events: int
@@ -132,13 +132,16 @@ def build(tables: Mapping[str, Table], limit: int = LIMIT) -> Timeline | None:
 
 
 def _tones(events: Table, names: int) -> tuple[int, ...]:
-    """Of each name its place among those with the most GPU time, from 0; -1 for all but the first few."""
+    """Of each name: its place among the kernels with the most time, -1 for the others, -2 for memory operations."""
     work = events[events["side"] == _GPU]
-    time = np.bincount(work["name"], weights=work["end"] - work["start"], minlength=names)
+    kernels = work[~work["memory"]]
+    time = np.bincount(kernels["name"], weights=kernels["end"] - kernels["start"], minlength=names)
     tones = np.full(names, -1)
-    most = np.argsort(-time, kind="stable")[:_TONES]
+    most = np.argsort(-time, kind="stable")[:TONES]
     tones[most] = np.arange(len(most))
-    return tuple(np.where(time > 0, tones, -1).tolist())
+    tones[time <= 0] = -1
+    tones[work.loc[work["memory"], "name"].unique()] = -2
+    return tuple(tones.tolist())
 
 
 # Tables to events: side, place, line, row (what makes a lane), start, end, name, owner (indices of names; 0 is none).
@@ -167,6 +170,7 @@ def _gather(tables: Mapping[str, Table]) -> tuple[Table, tuple[str, ...]] | None
         if table == "ranges":
             owners = dict(zip(_integers(frame["range_id"]).tolist(), made["name"].tolist(), strict=True))
         owned = table in ("kernels", "graph_launches", "memory_ops") and "range_id" in frame
+        made["memory"] = table == "memory_ops"
         made["owner"] = frame["range_id"].map(owners).fillna(0).astype("int64").to_numpy() if owned else 0
         parts.append(made)
     return (pd.concat(parts, ignore_index=True), tuple(names)) if parts else None

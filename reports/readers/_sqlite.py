@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import sqlite3
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ Bools = npt.NDArray[np.bool_]
 Codes = npt.NDArray[np.int32]
 
 MAGIC = b"SQLite format 3\0"
+PARAMETERS = 500  # of one statement
 ROWS_AT_ONCE = 50_000  # as Python objects, where pages cannot be read directly
 
 
@@ -85,6 +86,24 @@ class Database:
             return []
         with self.failing(table):
             return self._connection.execute(f"SELECT {_listed(columns)} FROM {_quoted(table)}").fetchall()
+
+    def strings(self, table: str, key: str, value: str, only: Sequence[int] | None = None) -> dict[int, str]:
+        """Texts by their numbers: all of them, or those that are asked for."""
+        command = f"SELECT {_listed((key, value))} FROM {_quoted(table)}"
+        known = self.tables[table].columns
+        if not {key, value} <= set(known):
+            raise ParseError(self.path, table, f"columns {key} and {value}", ", ".join(known))
+        found: dict[int, str] = {}
+        with self.failing(table):
+            if only is None:
+                rows: Iterable[Any] = self._connection.execute(command)
+                return {number: _text(word) for number, word in rows}
+            for at in range(0, len(only), PARAMETERS):
+                part = only[at : at + PARAMETERS]
+                marks = ", ".join("?" * len(part))
+                rows = self._connection.execute(f"{command} WHERE {_quoted(key)} IN ({marks})", part)
+                found.update((number, _text(word)) for number, word in rows)
+        return found
 
     def read(
         self, table: str, integers: Sequence[str], texts: Sequence[str] = (), *, direct: bool = True

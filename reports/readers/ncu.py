@@ -8,6 +8,7 @@ import mmap
 import re
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from functools import lru_cache
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -155,9 +156,9 @@ def _halves(block: Block, base: int, metrics: int, found: Found) -> Iterator[tup
     """Each row as the fields of its launch and the text of its metrics, which pandas takes apart: still quoted, less the
     first quote."""
     for line, nvtx in zip(block.rows, block.nvtx, strict=True):
-        heads = line[1:].split('","', base) if line.startswith('"') else []
+        heads = line.split('","', base) if line.startswith('"') else []
         if len(heads) == base + 1 and heads[-1].count('","') == metrics - 1 and heads[-1].endswith('"'):
-            yield heads[:-1], heads[-1], nvtx
+            yield [heads[0][1:], *heads[1:-1]], heads[-1], nvtx
             continue
         fields = split_row(line)
         if len(fields) == base + metrics:
@@ -200,7 +201,8 @@ def _matrix(
     """Launches x metrics as numbers, and the cells (row, column, text) that are none. Pandas parses in one go what is
     numbers from end to end; a column of anything else is looked at cell by cell."""
     frame = pd.read_csv(
-        io.BytesIO(('"' + '\n"'.join(lines)).encode()),
+        io.BytesIO(b'\n"'.join([b"", *map(str.encode, lines)])),
+        skiprows=1,
         header=None,
         names=range(columns),
         thousands=written.thousands,
@@ -211,16 +213,13 @@ def _matrix(
         skip_blank_lines=False,
         index_col=False,
     )
-    values = np.full((len(lines), columns), np.nan)
-    kinds = np.array([dtype.kind for dtype in frame.dtypes])
-    numeric = np.flatnonzero(np.isin(kinds, list("iuf")))
-    values[:, numeric] = frame[numeric].to_numpy(np.float64)
     texts: list[tuple[int, int, str]] = []
-    for column in np.setdiff1d(np.arange(columns), numeric).tolist():
-        cells = ["" if pd.isna(cell) else str(cell) for cell in frame[column].tolist()]
-        values[:, column], is_text = parse_numbers(cells, written)
-        texts += [(row, column, cells[row]) for row, yes in enumerate(is_text) if yes]
-    return values, texts
+    for column, dtype in enumerate(frame.dtypes):
+        if dtype.kind not in "iuf":
+            cells = ["" if pd.isna(cell) else str(cell) for cell in frame[column].tolist()]
+            frame[column], is_text = parse_numbers(cells, written)
+            texts += [(row, column, cells[row]) for row, yes in enumerate(is_text) if yes]
+    return frame.to_numpy(np.float64), texts
 
 
 def _cells(
@@ -229,15 +228,15 @@ def _cells(
     launches, metrics = values.shape
     bases, factors = zip(*map(base_unit, units), strict=True)
     known = list(dict.fromkeys(bases))
-    unit = np.array([known.index(base) for base in bases], dtype=np.int16)
+    unit = np.array([known.index(base) for base in bases], dtype=np.min_scalar_type(-len(known)))
     unique = list(dict.fromkeys(names))
     place = {name: index for index, name in enumerate(unique)}
-    metric = np.array([place[name] for name in names], dtype=np.int32)
+    metric = np.array([place[name] for name in names], dtype=np.min_scalar_type(-len(unique)))
     return Cells(
         launch=np.repeat(np.arange(first, first + launches, dtype=np.int32), metrics),
         metric=np.tile(metric, launches),
         unit=np.tile(unit, launches),
-        value=np.multiply(values, np.array(factors)).ravel(),
+        value=np.multiply(values, np.array(factors), order="C").ravel(),
         metrics=unique,
         units=known,
     )
@@ -398,6 +397,7 @@ def _or(value: int | None, default: int) -> int:
     return default if value is None else value
 
 
+@lru_cache(maxsize=4096)
 def _triple(text: str) -> Triple | None:
     """`(128, 1, 1)` -> 128, 1, 1; None for anything else."""
     parts = [ints(part) for part in text.strip().strip("()").split(",")]

@@ -154,20 +154,22 @@ def _metrics(launches: Sequence[Launch], cells: Cells) -> pd.DataFrame:
     kernel = codes(launch.kernel for launch in launches)
     inside = codes(innermost(launch.ranges) for launch in launches)
 
-    def category(column: Any) -> Any:
-        return pd.Categorical.from_codes(column.codes[cells.launch], dtype=column.dtype)
-
     return pd.DataFrame(
         {
-            "launch_id": pd.array(ids[cells.launch], dtype="Int64"),
-            "kernel": category(kernel),
-            "range": category(inside),
-            "metric": pd.Categorical.from_codes(cells.metric, categories=pd.Index(cells.metrics)),
+            "launch_id": pd.arrays.IntegerArray(ids[cells.launch], np.zeros(len(cells.launch), dtype=bool)),
+            "kernel": _category(kernel.codes[cells.launch], kernel.categories),
+            "range": _category(inside.codes[cells.launch], inside.categories),
+            "metric": _category(cells.metric, cells.metrics),
             "value": cells.value,
-            "unit": pd.Categorical.from_codes(cells.unit, categories=pd.Index(cells.units)),
+            "unit": _category(cells.unit, cells.units),
         },
         copy=False,
     )
+
+
+def _category(indices: Numbers, names: Any) -> Any:
+    """A category column out of indices that are known to be right: checking millions takes a while."""
+    return pd.Categorical.from_codes(indices, categories=pd.Index(names), validate=False)
 
 
 def _launches(launches: Sequence[Launch], metrics: pd.DataFrame, texts: Sequence[tuple[int, str, str]]) -> pd.DataFrame:
@@ -179,7 +181,8 @@ def _launches(launches: Sequence[Launch], metrics: pd.DataFrame, texts: Sequence
 
     def shape(given: Callable[[Launch], Triple | None], metric: str, axis: int) -> list[int | None]:
         measured = whole(f"{metric}_{'xyz'[axis]}")
-        return [found[axis] if (found := given(launches[i])) else measured[i] for i in range(len(launches))]
+        pairs = zip(map(given, launches), measured, strict=True)
+        return [there if found is None else found[axis] for found, there in pairs]
 
     frame: dict[str, Any] = {
         "launch_id": [launch.launch_id for launch in launches],

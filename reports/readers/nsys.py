@@ -6,7 +6,6 @@ environment, its users or its hosts are not read.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,25 +14,21 @@ import pandas as pd
 
 from harness.errors import ParseError
 from reports.artifact import Artifact
-from reports.attribution import NONE, Ranges, match
-from reports.columns import validate
-from reports.onnx_names import nodes_of_layer, nodes_of_operation
+from reports.attribution import NONE, Ranges
+from reports.columns import TABLES, validate
 from reports.readers import nsys_events as events
-from reports.readers._sqlite import MAGIC, Database
-from reports.readers.nsys_events import NOWHERE, Calls, Captures, Ints, Ops, Spans, categorical
-from reports.readers.nsys_summary import Launches, remarks, summarise
+from reports.readers._sqlite import MAGIC, Database, Integers
+from reports.readers.nsys_events import Calls, Ints, Spans
+from reports.readers.nsys_launches import MYELIN, TENSORRT, Launches, Moments, named, onnx_nodes
+from reports.readers.nsys_summary import remarks, summarise
 from reports.templating import templated
 
 REPORTS = (".nsys-rep", ".qdrep", ".qdstrm")
 META = ("META_DATA_EXPORT", "EXPORT_META_DATA")
 META_KEPT = ("EXPORT_PRODUCT_", "EXPORT_SCHEMA_", "EXPORT_PLATFORM", "EXPORT_ARCH")  # not the host, not the user
 OURS = {"StringIds", events.KERNEL, events.RUNTIME, events.NVTX, *META}
-TENSORRT, MYELIN = "tensorrt", "myelin"  # how the domains' names begin, in small letters
-NOT_LAYERS = "ExecutionContext::"  # TensorRT's own range around all layers
-GPU = {
-    "device_id": "cuDevice", "gpu": "name", "sm_count": "smCount", "memory_bytes": "totalMemory",
-    "memory_bytes_per_s": "memoryBandwidth", "clock_hz": "clockRate",
-}  # fmt: skip
+GPU = ("id", "name", "smCount", "totalMemory", "memoryBandwidth", "clockRate")
+LAUNCHED = ("kernels", "graph_launches", "memory_ops")
 
 
 def sniff(path: Path, head: bytes) -> bool:
@@ -76,37 +71,143 @@ def _head(path: Path) -> bytes:
 
 
 def _some(names: list[str]) -> str:
-    return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "") or "no table"
+    return (", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")) or "no table"
 
 
 def _artifact(database: Database) -> Artifact:
     strings = events.Strings(database)
     calls = events.read_calls(database, strings)
     spans, marks = events.read_nvtx(database, strings)
-    ops = {
-        "kernels": events.read_kernels(database, strings),
-        "graph_launches": events.read_graph_launches(database),
-        "memory_ops": events.read_memory(database),
-    }
-    spans.close(max(part.last for part in (*ops.values(), calls, spans)))
-    moments = Moments.of(calls, events.read_captures(database), spans)
-    found = {name: moments.attribute(part) for name, part in ops.items()}
-    tables = {name: _launched(part, found[name], moments) for name, part in ops.items()}
-    tables |= {
-        "ranges": _ranges(spans, moments.ranges),
-        "marks": marks,
-        "api_calls": _api_calls(calls, moments),
-        "devices": _devices(database),
-        "meta": _meta(database),
-    }
-    tables = {name: validate(name, table[[c for c in table if c in COLUMNS[name]]]) for name, table in tables.items()}
-    launches = {name: Launches(ops[name].start, ops[name].length, *found[name]) for name in ops}
+    ops = (
+        events.read_kernels(database, strings),
+        events.read_graph_launches(database),
+        events.read_memory(database),
+    )
+    spans.close(max(part.last for part in (*ops, calls, spans)))
+    captures = events.read_captures(database)
+    moments = Moments.of(calls, captures, spans)
+    launches = {name: Launches.of(part, calls, captures, moments) for name, part in zip(LAUNCHED, ops, strict=True)}
+    meta = _meta(database)
+    frames = {name: _launched(part, calls, spans) for name, part in launches.items()}
+    frames |= {"ranges": _ranges(spans, moments.ranges), "marks": marks, "api_calls": _api_calls(calls, moments.range)}
+    frames |= {"devices": _devices(database), "meta": pd.DataFrame(meta, columns=["name", "value"])}
+    tables = {name: _fitted(name, frame) for name, frame in frames.items()}
     return Artifact(
         path=database.path,
         kind="nsys-sqlite",
         tool="nsys",
-        tool_version=_version(tables["meta"]),
+        tool_version=dict(meta).get("EXPORT_PRODUCT_VERSION"),
         tables=tables,
-        summary=summarise(tables, moments, launches),
-        notes=tuple(remarks(tables, launches)),
+        summary=summarise(tables, launches, moments, spans),
+        notes=tuple(remarks(tables, launches, spans)),
     )
+
+
+def _fitted(name: str, frame: pd.DataFrame) -> pd.DataFrame:
+    return validate(name, frame[[column for column in frame.columns if column in TABLES[name]]])
+
+
+def _frame(columns: dict[str, Any]) -> pd.DataFrame:
+    return pd.DataFrame(columns, copy=False)
+
+
+def _rows(rows: Ints) -> Any:
+    """Row numbers as they are shown: missing for `NONE`."""
+    return pd.arrays.IntegerArray(rows, rows == NONE)
+
+
+def _launched(launches: Launches, calls: Calls, spans: Spans) -> pd.DataFrame:
+    """The table of kernels, graphs or memory operations; columns that a table does not have are dropped later."""
+    ops, lost = launches.ops, launches.call == NONE
+    thread = np.append(calls.thread, events.NOWHERE)[launches.call]
+    layer, operation = named(spans, launches.layer), named(spans, launches.operation)
+    return _frame(
+        {
+            **ops.columns,
+            "process_id": pd.arrays.IntegerArray(ops.process & 0xFFFFFF, ops.process == events.NOWHERE),
+            "thread_id": events.numbers_of(thread)[1],
+            "correlation_id": events.integer_array(ops.correlation),
+            "start_ns": ops.start,
+            "duration_ns": ops.length,
+            "launch_ns": pd.arrays.IntegerArray(np.append(calls.start, 0)[launches.call], lost),
+            "range_id": _rows(launches.range),
+            "capture_range_id": _rows(launches.capture_range),
+            "layer": layer,
+            "operation": operation,
+            "onnx_nodes": onnx_nodes(layer, operation),
+        }
+    )
+
+
+def _ranges(spans: Spans, ranges: Ranges) -> pd.DataFrame:
+    process_id, thread_id = events.numbers_of(spans.thread)
+    end = spans.end_thread
+    elsewhere = ~end.missing & (end.values != spans.thread)
+    return _frame(
+        {
+            "range_id": np.arange(len(spans.start)),
+            "parent_id": _rows(ranges.parents),
+            "domain": spans.domain,
+            "range": spans.name,
+            "range_group": _grouped(spans),
+            "kind": spans.kind,
+            "category": spans.category,
+            "process_id": process_id,
+            "thread_id": thread_id,
+            "end_thread_id": events.integer_array(Integers(end.values & 0xFFFFFF, ~elsewhere)),
+            "depth": ranges.depths,
+            "start_ns": spans.start,
+            "end_ns": spans.closed,
+            "open": spans.open,
+        }
+    )
+
+
+def _grouped(spans: Spans) -> pd.Categorical:
+    """Names without their running numbers. Layers and operations keep them: there they tell nodes apart."""
+    words = spans.name.categories.tolist()
+    kept = {*spans.name.codes[spans.within(TENSORRT) | spans.within(MYELIN)].tolist()}
+    free = [code for code in range(len(words)) if code not in kept]
+    groups = list(words)
+    for code, group in zip(free, templated([words[code] for code in free]), strict=True):
+        groups[code] = group
+    return events.categorical(spans.name.codes.astype(np.int64), groups)
+
+
+def _api_calls(calls: Calls, innermost: Ints) -> pd.DataFrame:
+    process_id, thread_id = events.numbers_of(calls.thread)
+    return _frame(
+        {
+            "api": calls.api,
+            "process_id": process_id,
+            "thread_id": thread_id,
+            "correlation_id": events.integer_array(calls.correlation),
+            "start_ns": calls.start,
+            "duration_ns": calls.length,
+            "range_id": _rows(innermost[: len(calls.start)]),
+        }
+    )
+
+
+def _devices(database: Database) -> pd.DataFrame:
+    """One row a GPU; `device_id` as CUDA numbered it, where the export says so."""
+    cuda = dict(database.rows("TARGET_INFO_CUDA_DEVICE", ("gpuId", "cudaId")))
+    versions = database.rows("TARGET_INFO_GPU", ("computeMajor", "computeMinor"))
+    rows = []
+    for row, (number, name, *facts) in enumerate(database.rows("TARGET_INFO_GPU", GPU)):
+        major, minor = versions[row] if versions else (None, None)
+        version = None if major is None else f"{major}.{minor}"
+        rows.append((cuda.get(number, number), _text(name), version, *facts))
+    names = ("device_id", "gpu", "compute_capability", "sm_count", "memory_bytes", "memory_bytes_per_s", "clock_hz")
+    return pd.DataFrame(rows, columns=names)
+
+
+def _meta(database: Database) -> list[tuple[str, str]]:
+    """What the export says of itself, and not of the machine or its user."""
+    rows = [row for table in META for row in database.rows(table, ("name", "value"))]
+    pairs = [(_text(name) or "", _text(value) or "") for name, value in rows]
+    return [(name, value) for name, value in pairs if name.startswith(META_KEPT)]
+
+
+def _text(value: Any) -> str | None:
+    return value.decode("utf-8", "replace") if isinstance(value, bytes) else None if value is None else str(value)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -104,7 +104,8 @@ class Calls:
     def launching(self) -> Bools:
         """By their names: which calls launch kernels, or graphs of them."""
         launch = np.array([*("launch" in word.lower() for word in self.api.categories), False], dtype=np.bool_)
-        return launch[self.api.codes]
+        chosen: Bools = launch[self.api.codes]
+        return chosen
 
     @property
     def last(self) -> int:
@@ -138,7 +139,8 @@ class Spans:
     def within(self, beginning: str) -> Bools:
         """Which ranges are in a domain whose name begins so, in small letters."""
         inside = np.array([*(word.lower().startswith(beginning) for word in self.domain.categories), False])
-        return inside[self.domain.codes]
+        chosen: Bools = inside[self.domain.codes]
+        return chosen
 
 
 @dataclass(frozen=True)
@@ -154,10 +156,10 @@ class Captures:
         found = np.full(len(ops.start), NONE, dtype=np.int64)
         inside = np.flatnonzero(~ops.node.missing)
         if self.of and inside.size:
-            owners = pd.MultiIndex.from_arrays([ops.process[inside], ops.node.values[inside]])
-            codes, pairs = pd.factorize(owners)
-            made = np.array([self.of.get((int(process), int(node)), NONE) for process, node in pairs], dtype=np.int64)
-            found[inside] = made[codes]
+            process, node = ops.process[inside], ops.node.values[inside]
+            codes, firsts = _grouped((process, node))
+            pairs = zip(process[firsts].tolist(), node[firsts].tolist(), strict=True)
+            found[inside] = np.array([self.of.get(pair, NONE) for pair in pairs], dtype=np.int64)[codes]
         return found
 
 
@@ -187,7 +189,7 @@ def categorical(codes: npt.NDArray[Any], words: Sequence[str]) -> pd.Categorical
     place = np.full(len(words) + 1, NONE, dtype=np.int64)
     for at in np.flatnonzero(used[:-1]).tolist():
         place[at] = places.setdefault(words[at], len(places))
-    return pd.Categorical.from_codes(place[codes], pd.Index(list(places), dtype=object))  # type: ignore[arg-type]
+    return pd.Categorical.from_codes(place[codes], pd.Index(list(places), dtype=object))
 
 
 def integer_array(column: Integers) -> Any:
@@ -320,22 +322,36 @@ def _declared(at: Ints, start: Ints, name: pd.Categorical, *keys: Ints) -> dict[
 
 
 def _looked_up(
-    declared: Mapping[tuple[int, ...], list[tuple[int, str]]], start: Ints, otherwise: Any, *keys: Ints
+    declared: Mapping[tuple[int, ...], list[tuple[int, str]]],
+    start: Ints,
+    otherwise: Callable[[tuple[int, ...]], str],
+    *keys: Ints,
 ) -> pd.Categorical:
-    codes, unique = pd.factorize(pd.MultiIndex.from_arrays(list(keys))) if len(start) else (start, [])
+    codes, firsts = _grouped(keys)
     words: list[str] = []
-    out = np.zeros(len(start), dtype=np.int64)
-    for code, values in enumerate(unique):
-        key = tuple(map(int, values))
+    base = np.zeros(len(firsts), dtype=np.int64)
+    later = np.zeros(len(start), dtype=np.int64)
+    for code, first in enumerate(firsts.tolist()):
+        key = tuple(int(values[first]) for values in keys)
         names = declared.get(key) or [(0, otherwise(key))]
-        rows = np.flatnonzero(codes == code) if len(names) > 1 else None
-        if rows is None:
-            out[codes == code] = len(words)
-        else:
+        base[code] = len(words)
+        if len(names) > 1:
+            rows = np.flatnonzero(codes == code)
             since = np.searchsorted([time for time, _ in names], start[rows], side="right") - 1
-            out[rows] = len(words) + np.maximum(since, 0)
+            later[rows] = np.maximum(since, 0)
         words.extend(word for _, word in names)
-    return categorical(out, words)
+    return categorical(base[codes] + later, words)
+
+
+def _grouped(keys: tuple[Ints, ...]) -> tuple[Ints, Ints]:
+    """Rows with the same keys as groups: the number of each row's, and the first row of each group."""
+    codes = np.zeros(len(keys[0]), dtype=np.int64)
+    for values in keys:
+        part, unique = pd.factorize(values)
+        codes = pd.factorize(codes * len(unique) + part)[0].astype(np.int64)
+    firsts = np.full(int(codes.max(initial=-1)) + 1, len(codes), dtype=np.int64)
+    np.minimum.at(firsts, codes, np.arange(len(codes)))
+    return codes, firsts
 
 
 _EVENT = ("start", "end", "globalPid", "correlationId")

@@ -78,7 +78,7 @@ def _pieces(line: str) -> tuple[str, list[str]]:
     if bare.endswith("==") and bare[bare.index("=") :].strip("= "):
         return "", []  # `===== 5 passed in 1.00s =====`
     before, *contents = MARK.split(line)
-    return before.strip(), contents
+    return (before.strip(), contents) if contents else ("", [])
 
 
 _STAMP = re.compile(r"\d{4}-\d\d-\d\d[T ]\S*|\[?\d\d:\d\d:\d\d(?:[.,]\d+)?Z?\]?")

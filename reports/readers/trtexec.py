@@ -257,10 +257,10 @@ def _layer_row(message: str, columns: tuple[str, ...]) -> dict[str, Any] | None:
     numbers = len(columns) - 1
     if columns[0] == "layer":
         parts = message.strip().rsplit(None, numbers)
-        name, values = parts[0], parts[1:]
+        name, values = "".join(parts[:1]), parts[1:]
     else:
         parts = message.strip().split(None, numbers)
-        name, values = parts[-1] if parts else "", parts[:-1]
+        name, values = "".join(parts[-1:]), parts[:-1]
     try:
         figures = dict(zip((column for column in columns if column != "layer"), map(float, values), strict=True))
     except ValueError:

@@ -116,7 +116,8 @@ def _items(path: Path, values: list[Any]) -> list[dict[str, Any]]:
 
 def _milliseconds(path: Path, items: list[dict[str, Any]], key: str) -> np.ndarray[Any, np.dtype[np.float64]]:
     """A key of all items in ns, NaN where it is not there."""
-    return np.array([_number(path, item, key, number) for number, item in enumerate(items)], dtype=np.float64) * MS
+    values = [_number(path, item, key, number) for number, item in enumerate(items)]
+    return np.round(np.array(values, dtype=np.float64) * MS, 3)  # six digits were printed: no noise of binary fractions
 
 
 def _number(path: Path, item: Mapping[str, Any], key: str, number: int) -> float:
@@ -190,7 +191,7 @@ def _profile(path: Path, value: list[Any]) -> tuple[int | None, pd.DataFrame]:
         "total_ns": total,
         "mean_ns": _milliseconds(path, layers, "averageMs"),
         "median_ns": _milliseconds(path, layers, "medianMs"),  # from 8.4 on
-        "time_pct": _milliseconds(path, layers, "percentage") / MS,
+        "time_pct": [_number(path, item, "percentage", number) for number, item in enumerate(layers)],
     }
     return (int(counts[0]) if counts and isinstance(counts[0], int) else None), pd.DataFrame(rows)
 

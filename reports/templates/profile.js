@@ -72,9 +72,9 @@
       const more = this.box.querySelector("button.more");
       more.hidden = rows.length === this.rows.length;
       more.textContent = `Show more (${whole(rows.length)} of ${whole(this.rows.length)} shown)`;
-      const { noun, total } = this.content;
+      const { nouns, total } = this.content;
       const count = this.rows.length === total ? whole(total) : `${whole(this.rows.length)} of ${whole(total)}`;
-      this.box.querySelector(".shown").textContent = `${count} ${noun}${total === 1 ? "" : "s"}`;
+      this.box.querySelector(".shown").textContent = `${count} ${nouns[total === 1 ? 0 : 1]}`;
     }
 
     cell(content, kind) {
@@ -117,12 +117,12 @@
   // What both pictures share: a canvas that keeps its size and theme, a window on a line of nanoseconds, a hint.
 
   const WORK = ["#4a8ad8", "#dd6b3f", "#43a37c", "#a679cf", "#c99a2e", "#cf6490", "#4fa7b8", "#9c8a63"];
-  const TONES = { other: "#8f979f", calls: "#a3abb3", ranges: ["#86a3c3", "#a3b58f", "#b9a2c0", "#c3ae86"] };
+  const TONES = { other: "#8f979f", memory: "#6d87a5", calls: "#a3abb3", ranges: ["#86a3c3", "#a3b58f", "#b9a2c0", "#c3ae86"] };
   const INK = "#12161a"; // on any of these colours
   const FONT = "11px system-ui, -apple-system, 'Segoe UI', sans-serif";
 
-  function fit(context, text, width) { // the longest beginning that fits, at about 6 px a character
-    const most = Math.floor(width / 6);
+  function fit(context, text, width) { // the longest beginning that fits, at about 6.6 px a character
+    const most = Math.floor(width / 6.6);
     return text.length <= most ? text : most > 3 ? `${text.slice(0, most - 1)}…` : "";
   }
 
@@ -332,7 +332,7 @@
       const name = this.name[event];
       if (lane.kind === "ranges") return TONES.ranges[name % TONES.ranges.length];
       const tone = this.content.tones[name];
-      return tone < 0 ? TONES.other : WORK[tone % WORK.length];
+      return tone < -1 ? TONES.memory : tone < 0 ? TONES.other : WORK[tone];
     }
 
     paint(context) {
@@ -555,22 +555,18 @@
     constructor(box, content) {
       super(box, content.total);
       this.content = content;
+      this.domains = [...new Set(content.domain)];
+      this.kernelTones = new Map(content.tones.map((name, rank) => [name, rank]));
       this.deepest = content.depth.reduce((most, depth) => Math.max(most, depth), 0);
-      this.box_ = -1;
+      this.chosen = -1;
     }
 
     tall() { return (this.deepest + 1) * BOX; }
 
     tone(index) {
       const { domain, name } = this.content;
-      if (domain[index] === "kernel") return WORK[this.hash(name[index]) % WORK.length];
-      return domain[index] === "" ? TONES.other : TONES.ranges[this.hash(domain[index]) % TONES.ranges.length];
-    }
-
-    hash(text) {
-      let sum = 0;
-      for (const character of text) sum = (sum * 31 + character.codePointAt(0)) % 65521;
-      return sum;
+      if (domain[index] === "kernel") return WORK[this.kernelTones.get(name[index])] ?? TONES.other;
+      return domain[index] === "" ? TONES.other : TONES.ranges[this.domains.indexOf(domain[index]) % TONES.ranges.length];
     }
 
     paint(context) {
@@ -586,7 +582,7 @@
           const share = wide > 150 ? `  ${this.share(index)}` : "";
           this.text(context, fit(context, name[index], wide - 8 - 6 * share.length) + share, x + 4, y + BOX / 2, wide - 6, INK);
         }
-        if (index === this.box_) {
+        if (index === this.chosen) {
           context.strokeStyle = this.colours().ink;
           context.lineWidth = 2;
           context.strokeRect(x + 1, y + 1, Math.max(2, wide - 3), BOX - 3);
@@ -624,14 +620,14 @@
     }
 
     choose(index) {
-      this.box_ = index;
+      this.chosen = index;
       said.textContent = this.lines(index).join(", ");
       this.redraw();
     }
 
     key(event) {
       const { parent, depth, start, length } = this.content;
-      const now = this.box_;
+      const now = this.chosen;
       if (event.key === "Enter" && now >= 0) { this.show(start[now], start[now] + length[now]); return true; }
       const step = { ArrowDown: (i) => parent[i] === now, ArrowUp: (i) => i === parent[now] }[event.key];
       if (!step && !["ArrowLeft", "ArrowRight"].includes(event.key)) return super.key(event);

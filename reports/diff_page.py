@@ -1,0 +1,71 @@
+"""A comparison to one offline HTML file: the verdict, what may explain it, and every pair with its interval."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from reports import page, sheets
+from reports.comparison import SLOWER
+from reports.parts import Tile
+from reports.repetitions import LEVELS
+from reports.sheets import Sheet
+
+TEMPLATE = "diff.html"
+_COLUMNS = {
+    "name": "Name", "name_after": "Name after", "verdict": "Verdict", "difference_ns": "Difference of medians",
+    "change_pct": "Change", "change_low_pct": "from", "change_high_pct": "to", "median_before_ns": "Median before",
+    "median_after_ns": "Median after", "count_before": "n before", "count_after": "n after", "effect": "Effect",
+    "p_corrected": "p, corrected",
+}  # fmt: skip
+_EXPLAINED = (
+    "Change of the median with its confidence interval of 95 % (bootstrap); effect is the chance that a repetition after"
+    " takes longer than one before (0.5: neither); p of the Mann-Whitney test, corrected for the number of pairs"
+)
+
+
+@dataclass(frozen=True)
+class View:
+    """What the template reads."""
+
+    document: Mapping[str, Any]
+    sheets: tuple[Sheet, ...]
+
+    @property
+    def slower(self) -> bool:
+        """Whether anything got slower beyond the threshold."""
+        return bool(self.document["slower_beyond_threshold"])
+
+    @property
+    def tiles(self) -> list[Tile]:
+        """How many pairs have each verdict."""
+        return [
+            Tile(name[:1].upper() + name[1:], str(count), "pairs") for name, count in self.document["verdicts"].items()
+        ]
+
+
+def render(document: Mapping[str, Any], tables: Mapping[str, pd.DataFrame]) -> str:
+    """The page as HTML text."""
+    made = tuple(_sheet(name, table) for name, table in tables.items())
+    return page.assemble(
+        TEMPLATE, {}, view=View(document, made), inert=page.inert, public=sheets.public,
+        styles=("style.css", "profile.css"), scripts=("page.js", "profile.js"),
+    )  # fmt: skip
+
+
+def write(document: Mapping[str, Any], tables: Mapping[str, pd.DataFrame], path: Path) -> Path:
+    """Write the page, whole or not at all."""
+    return page.save(path, render(document, tables))
+
+
+def _sheet(name: str, table: pd.DataFrame) -> Sheet:
+    shares = {"change_pct": "ratio", "change_low_pct": "ratio_low", "change_high_pct": "ratio_high"}
+    shown = table.assign(**{share: 100 * (table[ratio] - 1) for share, ratio in shares.items()})
+    shown = shown[[column for column in _COLUMNS if column in shown]]
+    first = shown.sort_values("verdict", key=lambda column: column.astype("object") != SLOWER, kind="stable")
+    caption = f"{LEVELS[name][:1].upper()}{LEVELS[name][1:]} is one repetition. {_EXPLAINED}."
+    return sheets.make(name, name[:1].upper() + name[1:], first, "pair", titles=_COLUMNS, caption=caption)
