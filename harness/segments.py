@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 import onnx
-from onnx import helper
+from onnx import helper, numpy_helper
 
 from harness.model import reads
 from harness.runtime import Feeds, Runner
@@ -26,13 +26,26 @@ NEAR = 12  # nodes on either side among which the place with the fewest live ten
 
 
 @dataclass(frozen=True)
-class _Piece:
-    """Consecutive nodes: a session of its own, the tensors that it reads and makes, and its switches (their indices)."""
+class _Part:
+    """Consecutive nodes as a model of their own: the tensors that it reads and makes, and its switches (their indices)."""
 
-    runner: Runner
+    proto: onnx.ModelProto
     inputs: tuple[str, ...]
     outputs: tuple[str, ...]
     switches: np.ndarray
+
+    def start(self, weights: Mapping[str, np.ndarray], runner: Mapping[str, Any]) -> _Piece:
+        own = {t.name for t in self.proto.graph.initializer}
+        held = {name: array for name, array in weights.items() if name in own}
+        return _Piece(self, Runner(self.proto, held, **runner))
+
+
+@dataclass(frozen=True)
+class _Piece:
+    """A part with its session."""
+
+    part: _Part
+    runner: Runner
 
 
 class Segmented:
@@ -48,12 +61,13 @@ class Segmented:
         self.outputs = [value.name for value in proto.graph.output]
         needs = [reads(node) for node in nodes]
         bounds = _cuts(nodes, needs, dtypes, set(self.outputs), {value.name for value in proto.graph.input})
-        self._pieces = [
-            _piece(proto, nodes, needs, count, weights, dtypes, start, end, runner) for start, end in bounds
-        ]
+        pieces = [_cut_out(proto, nodes, needs, count, dtypes, start, end) for start, end in bounds]
+        self._pieces = [piece.start(weights, runner) for piece in pieces if piece.outputs]  # nobody reads the others
+        small = {t.name: numpy_helper.to_array(t) for t in proto.graph.initializer if t.name not in weights}
+        self._constants = {name: array for name, array in {**small, **weights}.items() if name in self.outputs}
 
     def bind(self, feeds: Feeds) -> Bound:
-        return Bound(self._pieces, self.outputs, feeds)
+        return Bound(self._pieces, self.outputs, {**self._constants, **feeds})
 
 
 class Bound:
@@ -70,8 +84,8 @@ class Bound:
         values: dict[str, Any] = dict(self._feeds)
         version = dict.fromkeys(values, 0)
         for piece, memory in zip(self._pieces, self._memory, strict=True):
-            chosen = flags[piece.switches]
-            key = chosen.tobytes(), tuple(version[name] for name in piece.inputs)
+            chosen = flags[piece.part.switches]
+            key = chosen.tobytes(), tuple(version[name] for name in piece.part.inputs)
             if key in memory:
                 memory.move_to_end(key)
             else:
@@ -86,10 +100,10 @@ class Bound:
 
 
 def _run(piece: _Piece, values: Mapping[str, Any], chosen: np.ndarray) -> dict[str, Any]:
-    feeds = {name: values[name] for name in piece.inputs}
+    feeds = {name: values[name] for name in piece.part.inputs}
     if len(chosen):
         feeds[FLAGS] = piece.runner.value(chosen)
-    return dict(zip(piece.outputs, piece.runner.run_values(feeds, piece.outputs), strict=True))
+    return dict(zip(piece.part.outputs, piece.runner.run_values(feeds, piece.part.outputs), strict=True))
 
 
 def _cuts(
@@ -121,10 +135,10 @@ def _cuts(
     return [*bounds, (start, len(nodes))]
 
 
-def _piece(
+def _cut_out(
     proto: onnx.ModelProto, nodes: Sequence[onnx.NodeProto], needs: Sequence[Sequence[str]], count: int,
-    weights: Mapping[str, np.ndarray], dtypes: Mapping[str, int], start: int, end: int, runner: dict[str, Any],
-) -> _Piece:  # fmt: skip
+    dtypes: Mapping[str, int], start: int, end: int,
+) -> _Part:  # fmt: skip
     chosen = nodes[start:end]
     made = {name for node in chosen for name in node.output if name}
     read = {name for names in needs[start:end] for name in names} - made
@@ -142,8 +156,7 @@ def _piece(
         values.extend(given.get(name) or helper.make_tensor_value_info(name, dtypes[name], None) for name in names)
     renumbered = {flag(number): flag(position) for position, number in enumerate(switches)}
     woven = with_flags(part, [_with_conditions(node, renumbered) for node in chosen], len(switches))
-    held = {name: array for name, array in weights.items() if name in constants}
-    return _Piece(Runner(woven, held, **runner), inputs, outputs, np.array(switches, dtype=np.intp))
+    return _Part(woven, inputs, outputs, np.array(switches, dtype=np.intp))
 
 
 def _with_conditions(node: onnx.NodeProto, names: Mapping[str, str]) -> onnx.NodeProto:

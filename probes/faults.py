@@ -22,6 +22,7 @@ from harness.record import Answer, Outcome, Session
 from harness.runtime import RunFailed, Runner
 from harness.tracing import Origin, suspects, trace_nonfinite
 from harness.workers import Query, Recipe
+from probes import verdicts
 from probes.candidates import Candidate, by_scope, from_nodes, name_some
 from probes.recipes import Built, Checked, LeftAsIs, Lowered, Swapped, cannot_run
 from probes.search import Ask, Found, Search, smallest_kept
@@ -116,7 +117,9 @@ def _threads(settings: Settings) -> int:
 
 def _search(settings: Settings, candidates: Sequence[Candidate], tolerance: float | None) -> Callable[[], Search]:
     order, groups = [c.id for c in candidates], by_scope(candidates)
-    return lambda: smallest_kept(order, tolerance=tolerance, groups=groups, scope_first=settings.keep_scope)
+    return lambda: smallest_kept(
+        order, tolerance=tolerance, destroyed=verdicts.DESTROYED, groups=groups, scope_first=settings.keep_scope
+    )
 
 
 def _write_mixed(settings: Settings, model: Model, samples: tuple[Path, ...]) -> MakeRepair:

@@ -62,6 +62,7 @@ def smallest_kept(
     wanted: Outcome = Outcome.PASS,
     signature: str | None = None,
     tolerance: float | None = None,
+    destroyed: float = FINITE,
     sensitivity: Mapping[int, float] | None = None,
     groups: Sequence[Sequence[int]] = (),
     scope_first: bool = False,
@@ -72,6 +73,7 @@ def smallest_kept(
     `sensitivity` given: none; they are applied in ascending order of it (those it lacks come last).
     `tolerance` given, and the answers carry values (wanted is PASS, value <= tolerance): groups are, strongest first,
     and the harmless ones are applied first.
+    From the value `destroyed` on nothing adds up any more: single candidates are to blame and are bisected out first.
     Otherwise candidates are applied in the given order, with `scope_first` whole groups before single candidates.
     `groups` part the candidates, by module scope for instance; candidates in none of them count as groups of one.
     """
@@ -87,7 +89,7 @@ def smallest_kept(
     if sensitivity is not None:
         left = tuple(sorted(order, key=lambda c: sensitivity.get(c, math.inf)))
     elif tolerance is not None and first.value is not None:
-        applied, measured = yield from _rank(facts, arrange(order, groups), tolerance)
+        applied, measured = yield from _rank(facts, arrange(order, groups), tolerance, destroyed)
         left = tuple(candidate for candidate in measured if candidate not in applied)
     elif scope_first:
         applied, left = yield from _scan(facts, arrange(order, groups), NOTHING, facts.is_wanted)
@@ -349,17 +351,19 @@ class _Ranking:
 
 
 def _rank(
-    facts: _Facts, units: Sequence[Unit], tolerance: float
+    facts: _Facts, units: Sequence[Unit], tolerance: float, destroyed: float
 ) -> Generator[Ask, Answer, tuple[Query, dict[int, float]]]:
     """Find what can be applied at once because it is harmless, and every candidate's sensitivity, ascending.
 
-    With everything applied the answer is known. Candidates that make its value other than finite are set aside first.
+    With everything applied the answer is known. Candidates that lift its value beyond `destroyed`
+    (to NaN or Inf, at least) are set aside first.
     """
     ranking = _Ranking(facts, tolerance)
     power = _power(facts.known[frozenset().union(*units)])
     ranking.push(units, power, measured=True)
-    if power == math.inf:
-        yield from ranking.purge(power, FINITE)
+    bound = _square(max(destroyed, tolerance))
+    if power > bound:
+        yield from ranking.purge(power, bound)
     while ranking.heap:
         if ranking.predicted() > ranking.limit:
             yield from ranking.refine()
@@ -383,7 +387,11 @@ def _power(answer: Answer) -> float:
     value = answer.value
     if answer.outcome is Outcome.UNRESOLVED or value is None or not math.isfinite(value):
         return math.inf
-    return value * value
+    return _square(value)
+
+
+def _square(value: float) -> float:
+    return min(value * value, FINITE)
 
 
 def _size(units: Sequence[Unit]) -> int:

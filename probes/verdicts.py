@@ -10,6 +10,7 @@ import numpy as np
 from harness.record import Answer, Outcome
 
 Outputs = Sequence[np.ndarray]
+DESTROYED = 0.5  # a relative error that small errors do not add up to: single nodes are to blame from there on
 Policy = Callable[[Sequence[Outputs], Sequence[Outputs]], Answer]
 
 

@@ -112,14 +112,14 @@ def _paths(ranges: pd.DataFrame | None) -> tuple[list[tuple[int, str, str]], pd.
     path = np.full(len(ranges), -1)
     found: list[tuple[int, str, str]] = []
     waiting = np.flatnonzero(parent < 0)
-    children = pd.Series(np.arange(len(ranges))).groupby(parent).indices
     for _ in range(MOST_DEPTH):
+        if not len(waiting):
+            break
         above = np.where(parent[waiting] < 0, -1, path[parent[waiting]])
         codes, pairs = pd.factorize(above * len(words) + texts[waiting])
         path[waiting] = codes + len(found)
         found += [(pair // len(words), *spoken[pair % len(words)]) for pair in pairs.tolist()]
-        below = [children[place] for place in waiting.tolist() if place in children]
-        waiting = np.concatenate(below) if below else np.array([], dtype=np.int64)
+        waiting = np.flatnonzero((path < 0) & (path[parent] >= 0))  # no root is left, so every parent is a place
     return found, pd.Series(_inherit(path, parent), index=ids)
 
 

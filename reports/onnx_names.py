@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
+DEEPEST = 8  # fusions within fusions
 # What TensorRT writes around the names of nodes, and what it makes up itself.
 FOREIGN = re.compile(r"^\{ForeignNode\[(.*)\]\}$", re.DOTALL)
 WRAPPED = re.compile(r"^(?:PWN|Transpose)\((.*)\)$", re.DOTALL)
@@ -25,17 +26,22 @@ def nodes_of_layer(name: str) -> tuple[str, ...]:
 
     None for what TensorRT added by itself, such as a reformat.
     """
-    if MADE_UP.match(name):
-        return ()
+    parts = [name]
+    for _ in range(DEEPEST):
+        parts = [inner for part in parts for inner in _opened(part)]
+    return _unique(part for part in parts if part and not MADE_UP.search(part))
+
+
+def _opened(name: str) -> list[str]:
+    """What a fusion was made of; a name that is none stands for itself."""
     name = SUFFIX.sub("", name)
+    if MADE_UP.match(name):
+        return []
     if foreign := FOREIGN.match(name):
-        return _unique(node for end in foreign[1].split("...") for node in nodes_of_layer(end))
+        return foreign[1].split("...")
     if wrapped := WRAPPED.match(name):
-        return _unique(node for part in _arguments(wrapped[1]) for node in nodes_of_layer(part))
-    parts = re.split(r" \+ | \|\| ", name)
-    if len(parts) > 1:
-        return _unique(node for part in parts for node in nodes_of_layer(part))
-    return () if MADE_UP.search(name) else (name,)
+        return _arguments(wrapped[1])
+    return re.split(r" \+ | \|\| ", name)
 
 
 def nodes_of_operation(name: str, known: Sequence[str] = ()) -> tuple[str, ...]:

@@ -299,7 +299,13 @@ def _run(part: Part, run: Mapping[str, Any]) -> None:
         part.tiles.append(Tile("GPU compute, median", units.seconds(median / 1e9) if median is not None else units.ABSENT, rest))  # fmt: skip
     if isinstance(status, str):
         said = f"{status}: {units.seconds(median / 1e9)} of GPU compute, median" if median is not None else status
-        part.say(4 if status.upper() == "PASSED" else 1, said)
+        errors = run.get("errors")
+        why = (
+            units.visible(units.shorten(sheets.public(str(errors[0])), 300))
+            if isinstance(errors, list) and errors
+            else ""
+        )
+        part.say(4 if status.upper() == "PASSED" else 1, f"{part.tool.partition(' ')[0]} {said}", why)
 
 
 def _launches(part: Part, artifact: Artifact) -> None:

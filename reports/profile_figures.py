@@ -89,47 +89,25 @@ def draw_roofline(limits: pd.DataFrame) -> go.Figure | None:
 
 def _draw_roofs(figure: go.Figure, placed: pd.DataFrame) -> None:
     """The memory roof up to the highest compute roof, and each compute roof from there on."""
-    peaks = {
-        name.split("_")[1]: placed[name].max()
-        for name in map(str, placed)
-        if name.startswith("peak_") and name.endswith("flop_per_s")
-    }
-    peaks = {name: peak for name, peak in peaks.items() if peak > 0}
-    rate = placed["peak_dram_bytes_per_s"].max() if "peak_dram_bytes_per_s" in placed else np.nan
-    low, high = placed["flop_per_byte"].min() / 4, placed["flop_per_byte"].max() * 4
-    line = {"color": QUIET, "width": 1.5}
+    names = [name for name in map(str, placed) if name.startswith("peak_") and name.endswith("flop_per_s")]
+    peaks = {name.split("_")[1]: float(placed[name].max()) for name in names if placed[name].max() > 0}
+    rate = float(placed["peak_dram_bytes_per_s"].max()) if "peak_dram_bytes_per_s" in placed else 0.0
+    low, high = float(placed["flop_per_byte"].min()) / 4, float(placed["flop_per_byte"].max()) * 4
     if rate > 0:
-        ridge = max([high, *(peak / rate for peak in peaks.values())]) if not peaks else max(peaks.values()) / rate
-        x = [min(low, ridge), ridge]
-        figure.add_scatter(
-            name="memory roof",
-            mode="lines",
-            line=line,
-            x=x,
-            y=[rate * at for at in x],
-            hoverinfo="skip",
-            showlegend=False,
-        )
-        _name_roof(figure, x[0], rate * x[0], f"memory {units.size(rate)}/s", "left")
-        high = max(high, 4 * ridge)
+        ridge = max(peaks.values()) / rate if peaks else high
+        low, high = min(low, ridge / 4), max(high, 4 * ridge)
+        text = f"memory {units.size(rate)}/s"
+        _draw_roof(figure, [low, ridge], [rate * low, rate * ridge], "solid", [text, ""], "top right")
     for name, peak in peaks.items():
-        x = [peak / rate if rate > 0 else low, high]
-        figure.add_scatter(
-            name=f"{name} roof",
-            mode="lines",
-            line=line | {"dash": "dot"},
-            x=x,
-            y=[peak, peak],
-            hoverinfo="skip",
-            showlegend=False,
-        )
-        _name_roof(figure, high, peak, f"{name} {units.significant(peak / 1e12)} TFLOP/s", "right")
+        text = f"{name} {units.significant(peak / 1e12)} TFLOP/s"
+        _draw_roof(figure, [peak / rate if rate > 0 else low, high], [peak, peak], "dot", ["", text], "top left")
 
 
-def _name_roof(figure: go.Figure, x: float, y: float, text: str, side: str) -> None:
-    figure.add_annotation(
-        text=text, showarrow=False, xref="x", yref="y", x=np.log10(x), y=np.log10(y), xanchor=side, yanchor="bottom"
-    )
+def _draw_roof(figure: go.Figure, x: list[float], y: list[float], dash: str, text: list[str], where: str) -> None:
+    figure.add_scatter(
+        mode="lines+text", line={"color": QUIET, "width": 1.5, "dash": dash}, x=x, y=y, text=text, textposition=where,
+        hoverinfo="skip", showlegend=False,
+    )  # fmt: skip
 
 
 def _describe(row: dict[Hashable, Any]) -> str:

@@ -61,14 +61,14 @@ def split_row(line: str) -> list[str]:
         if not any('"' in part for part in fields):
             return fields
     try:
-        return next(csv.reader([line], skipinitialspace=True), [])
+        return next(csv.reader([line], skipinitialspace=True, strict=True), [])
     except csv.Error:
         return []
 
 
 def find_header(line: str) -> list[str] | None:
     """The fields of a header, wherever in the line it begins (a program may end its output without a newline)."""
-    if KERNEL not in line:
+    if line[1:2].isdigit() or KERNEL not in line:  # a row begins with its ID, and may be long
         return None
     starts = [at for word in ('"ID"', '"Process ID"', f'"{KERNEL}"') if (at := line.find(word)) >= 0]
     fields = [name.strip() for name in split_row(line[min(starts, default=0) :].strip())]
@@ -116,7 +116,8 @@ def _add(block: Block, cut: re.Pattern[str] | None, line: str, number: int) -> N
     nvtx: tuple[str, ...] = ()
     if cut is not None and quoted:
         line, nvtx = _cut_nvtx(block, cut, line)
-    if not line or (quoted and not line.endswith(('"', '",'))):
+    whole = line.endswith(('"', '",')) and (not line.endswith(',"') or line.endswith(',""'))
+    if not line or (quoted and not whole):
         block.unreadable.append(number)
         return
     block.rows.append(line)

@@ -20,7 +20,6 @@ from reports.readers.trtexec_exports import by_layer, summarise
 EXPECTED = "a profile of ONNX Runtime (an array of events of the categories Session and Node)"
 US = 1000  # in ns: times are whole microseconds
 _HEAD = re.compile(r'\s*\[\s*\{[^\n]{0,400}"cat"\s*:\s*"(?:Session|Node|Kernel|Api)"')
-_LINE = re.compile(r"\},?\s*$")
 _NODE = "_kernel_time"  # others, `_fence_before` and `_fence_after`, stand in profiles of 1.x before 1.11
 
 
@@ -59,17 +58,33 @@ def read(path: Path) -> Artifact:
 
 
 def _events(text: str, path: Path) -> tuple[list[dict[str, Any]], list[str]]:
-    """All events; of a file that ends too early (a process that was killed) those whose line is whole."""
+    """All events; of a file that ends too early (the process was killed) those whose line is whole."""
     notes = []
     try:
         value = json.loads(text)
-    except (ValueError, RecursionError):
-        kept = [line.rstrip().rstrip(",") for line in text.split("\n") if _LINE.search(line)]
-        value = decoding.parse_json("[" + ",".join(kept).lstrip("[") + "]", path, EXPECTED)[0]
-        notes.append(f"the file ends too early: {len(kept)} whole events were read")
+    except RecursionError as error:
+        raise ParseError(path, "content", EXPECTED, "brackets nested too deep") from error
+    except ValueError:
+        value = _whole_lines(text, path)
+        notes.append(f"the file ends too early: {len(value)} whole events were read")
     if not isinstance(value, list) or not all(isinstance(event, dict) for event in value):
         raise ParseError(path, "content", "an array of objects", type(value).__name__)
     return value, notes
+
+
+def _whole_lines(text: str, path: Path) -> list[Any]:
+    """An event of each line but the last, which may be torn."""
+    lines = [
+        (number, line.strip().rstrip(",")) for number, line in enumerate(text.split("\n"), 1) if line.strip(" [],\r")
+    ]
+    events = []
+    for number, line in lines:
+        try:
+            events.append(json.loads(line))
+        except (ValueError, RecursionError) as error:
+            if number != lines[-1][0]:
+                raise ParseError(path, f"line {number}", "an event", repr(line[:60])) from error
+    return events
 
 
 def _is_node(event: Mapping[str, Any]) -> bool:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import re
-from collections import Counter
 from pathlib import Path
 from typing import Any
+
+import pandas as pd
 
 from harness.errors import ParseError
 from reports.artifact import Artifact
@@ -53,15 +54,16 @@ def from_text(path: Path, text: str, notes: tuple[str, ...] = ()) -> Artifact:
     log = sanitizer_text.parse(text)
     if not (log.records or log.banners or log.summaries or log.notices):
         raise ParseError(path, "content", EXPECTED, repr(text[:60]))
+    table = _table(log.records)
     summary = {
-        **_counts(log.records, _reported(log.summaries)),
+        **_counts(table, _reported(log.summaries)),
         **_totals(log.summaries),
         "runs": max(1, len(log.banners)),
         "complete": _complete(log),
         "target": [notice for notice in log.notices if _TARGET.search(notice)],
     }
     tool = "cuda-memcheck" if log.banners and set(log.banners) == {"CUDA-MEMCHECK"} else "compute-sanitizer"
-    return _artifact(path, "sanitizer-text", tool, log.records, summary, (*notes, *_notes(log, summary)))
+    return _artifact(path, "sanitizer-text", tool, table, log.records, summary, (*notes, *_notes(log, summary)))
 
 
 def _read_xml(path: Path, data: bytes) -> Artifact:
@@ -70,31 +72,36 @@ def _read_xml(path: Path, data: bytes) -> Artifact:
     if export.cut_off:
         notes.append(f"the file ends too early ({export.cut_off}): {len(export.records)} whole records were read")
     notes += [f"{count} elements <{tag}> are not known and were left out" for tag, count in export.unknown.items()]
-    summary = {**_counts(export.records, None), "complete": export.cut_off is None}
+    table = _table(export.records)
+    summary = {**_counts(table, None), "complete": export.cut_off is None}
     if not export.records:
         notes.append("no record: the tool found nothing, or the target made no CUDA call")
-    return _artifact(path, "sanitizer-xml", "compute-sanitizer", export.records, summary, tuple(notes))
+    return _artifact(path, "sanitizer-xml", "compute-sanitizer", table, export.records, summary, tuple(notes))
+
+
+def _table(records: list[Record]) -> pd.DataFrame:
+    return findings(records) if records else empty("findings")
 
 
 def _artifact(
-    path: Path, kind: str, tool: str, records: list[Record], summary: dict[str, Any], notes: tuple[str, ...]
+    path: Path,
+    kind: str,
+    tool: str,
+    table: pd.DataFrame,
+    records: list[Record],
+    summary: dict[str, Any],
+    notes: tuple[str, ...],
 ) -> Artifact:
-    tables = {
-        "findings": findings(records) if records else empty("findings"),
-        "finding_details": finding_details(records),
-    }
+    tables = {"findings": table, "finding_details": finding_details(records)}
     return Artifact(path, kind, tool, None, tables, summary, notes)
 
 
-def _counts(records: list[Record], reported: int | None) -> dict[str, Any]:
-    frame = findings(records) if records else empty("findings")
-    return {
-        "printed": len(records),
-        "reported": reported,
-        "by_kind": {str(kind): int(count) for kind, count in frame["kind"].value_counts(sort=True).items()},
-        "by_severity": dict(Counter(record.severity for record in records)),
-        "by_tool": {str(tool): int(count) for tool, count in frame["tool"].value_counts().items()},
+def _counts(table: pd.DataFrame, reported: int | None) -> dict[str, Any]:
+    counts = {
+        f"by_{column}": {str(value): int(count) for value, count in table[column].value_counts().items()}
+        for column in ("kind", "severity", "tool")
     }
+    return {"printed": len(table), "reported": reported, **counts}
 
 
 def _reported(summaries: list[Summary]) -> int | None:

@@ -326,6 +326,8 @@ def read(path: Path) -> Artifact:
     described = [describe(run, under) for run in runs]
     summary = {**_whole(described), "runs": described, **(checked.summary | {"runs": described} if checked else {})}
     tables = {"runs": _runs_table(described), **_layers_table(runs), **_averages_table(runs)}
+    if "layers" in tables:
+        summary["by_layer"] = by_layer(tables["layers"])
     if checked:
         tables |= checked.tables
     remarks = [*notes, *_notes(runs, described, overlapping, under), *(checked.notes if checked else ())]
@@ -459,8 +461,3 @@ def _remarks(run: Run) -> list[str]:
                 f"the layers add up to {own / MS:.2f} ms, the printed total is {run.layer_total_ns / MS:.2f}"
             )
     return remarks
-
-
-def top_layers(artifact: Artifact) -> list[dict[str, Any]]:
-    """The slowest layers of a log with --dumpProfile."""
-    return by_layer(artifact.tables["layers"]) if "layers" in artifact.tables else []

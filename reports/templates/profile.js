@@ -367,7 +367,7 @@
       context.fillRect(0, y, this.width, height);
       const narrow = new Map(); // colour and how full a pixel is -> pixels
       const labels = [];
-      let pixel = -1, full = 0, longest = -1, most = 0, before = -1;
+      let pixel = -1, full = 0, longest = -1, most = 0, before = -1, painted = "";
       const flush = () => {
         if (pixel < 0) return;
         const key = this.tone(lane, longest) + Math.min(4, Math.ceil(full * 4));
@@ -385,10 +385,11 @@
         } else {
           flush();
           const [x, right] = [Math.max(0, left), Math.min(this.width, left + wide)];
-          context.globalAlpha = 1 - 0.7 * (idle[event] / 255);
-          context.fillStyle = this.tone(lane, event);
+          const tone = this.tone(lane, event);
+          if (tone !== painted) context.fillStyle = painted = tone;
+          if (idle[event]) context.globalAlpha = 1 - 0.7 * (idle[event] / 255);
           context.fillRect(x, y, Math.max(1, right - x - (wide > 4 ? 1 : 0)), height);
-          context.globalAlpha = 1;
+          if (idle[event]) context.globalAlpha = 1;
           if (right - x > 28) labels.push([event, x, right - x]);
         }
         if (lane.kind === "work" && before >= 0) this.gap(context, end[before], start[event], y, theme);

@@ -65,8 +65,11 @@ def test_what_is_no_file(tmp_path):
         detect.detect(tmp_path)
 
 
-@given(st.binary(max_size=300), st.sampled_from([b"", b"[{", b'{"lst": [', b"=========", b"&&&& RUNNING TensorRT.trtexec ",
-                                                 b'[{"cat" : "Node"', b"SQLite format 3\0", b"NVR\0", b"PAR1", b"\xff\xfe"]))  # fmt: skip
+STARTS = [b"", b"[{", b'{"lst": [', b"=========", b"&&&& RUNNING TensorRT.trtexec ", b'[{"cat" : "Node"',
+          b"SQLite format 3\0", b"NVR\0", b"PAR1", b"\xff\xfe"]  # fmt: skip
+
+
+@given(data=st.binary(max_size=300), start=st.sampled_from(STARTS))
 def test_garbage_is_refused_or_read(data, start, tmp_path_factory):
     path = tmp_path_factory.getbasetemp() / "garbage"
     path.write_bytes(start + data)
