@@ -42,7 +42,7 @@ class DaskPool:
 
     def next_done(self) -> Done:
         while True:
-            with contextlib.suppress(TimeoutError):
+            with contextlib.suppress(TimeoutError), self._client.as_current():
                 self._wait(list(self._running), timeout=self._seconds_left(), return_when="FIRST_COMPLETED")
             for future, (query, sent) in self._running.items():
                 if future.done() or time.monotonic() - sent > self._allowed_s():

@@ -104,7 +104,7 @@ def build(tables: Mapping[str, Table], limit: int = LIMIT) -> Timeline | None:
     span, total = int(events["end"].max()), len(events)
     focus = _focus(events, span)
     packed = _pack(events)
-    lanes, left_out = _arrange(packed)
+    packed, lanes, left_out = _arrange(packed)
     packed = packed.sort_values(["lane", "start"], kind="stable")
     tones = _tones(packed, len(names))
     while True:
@@ -241,8 +241,9 @@ def _duration(frame: Table) -> Integers:
 def _vocabulary(texts: pd.Series[Any]) -> tuple[Integers, list[str]]:
     """Indices into the different texts; where these are too many, numbers become `#`, and then rare ones are one."""
     kept = pd.Categorical(texts)
-    codes, names = np.asarray(kept.codes, dtype=np.int64), [*map(str, kept.categories), "(no name)"]
-    codes = np.where(codes < 0, len(names) - 1, codes)
+    codes, names = np.asarray(kept.codes, dtype=np.int64), list(map(str, kept.categories))
+    if (codes < 0).any():
+        codes, names = np.where(codes < 0, len(names), codes), [*names, "(no name)"]
     if len(names) > MOST_NAMES:
         again, found = pd.factorize(pd.Series(names, dtype="str").str.replace(r"\d+", "#", regex=True))
         codes, names = again[codes], list(found)
@@ -287,8 +288,8 @@ def _pack(events: Table) -> Table:
     return events
 
 
-def _arrange(events: Table) -> tuple[tuple[Lane, ...], int]:
-    """Number the lanes in place, CPU above GPU, the busiest groups first; drop the least busy ones beyond the limit."""
+def _arrange(events: Table) -> tuple[Table, tuple[Lane, ...], int]:
+    """Number the lanes, CPU above GPU, the busiest groups first; drop the least busy ones beyond the limit."""
     busy = (events["end"] - events["start"]).groupby([events[key] for key in _KEY]).sum().rename("busy").reset_index()
     total = len(busy)
     busy = busy.nlargest(MOST_LANES, "busy") if total > MOST_LANES else busy
@@ -298,9 +299,9 @@ def _arrange(events: Table) -> tuple[tuple[Lane, ...], int]:
     number = {key: place for place, key in enumerate(busy[_KEY].itertuples(index=False, name=None))}
     keys = pd.MultiIndex.from_frame(events[_KEY])
     events["lane"] = pd.Index(list(number), tupleize_cols=True).get_indexer(keys)
-    events.drop(events.index[events["lane"] < 0], inplace=True)
+    events = events[events["lane"] >= 0]
     several = busy[busy["side"] == _CPU]["place"].nunique() > 1
-    return tuple(_lane(key, several) for key in number), total - len(busy)
+    return events, tuple(_lane(key, several) for key in number), total - len(busy)
 
 
 def _lane(key: tuple[int, ...], several: bool) -> Lane:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import sqlite3
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -192,21 +193,31 @@ def _connect(path: Path) -> sqlite3.Connection:
     """Read-only, and without locks or files of our own, unless a log beside the file holds some of its content."""
     try:
         with path.open("rb") as stream:
-            head = stream.read(len(MAGIC))
+            head = stream.read(100)
+            size = os.fstat(stream.fileno()).st_size
     except OSError as error:
         raise ParseError(path, "file", "a readable file", error.strerror) from error
-    if head != MAGIC:
-        raise ParseError(path, "header", "a SQLite database", "an empty file" if not head else repr(head))
+    if not head.startswith(MAGIC) or len(head) < 100:
+        raise ParseError(path, "header", "a SQLite database", repr(head[:16]) if head else "an empty file")
     logs = [path.with_name(path.name + end) for end in ("-wal", "-journal")]
-    immutable = not any(log.exists() and log.stat().st_size for log in logs)
+    whole = not any(log.exists() and log.stat().st_size for log in logs)
+    if whole:
+        _check_size(path, head, size)
     try:
-        connection = sqlite3.connect(
-            f"{path.resolve().as_uri()}?mode=ro{'&immutable=1' if immutable else ''}", uri=True
-        )
+        connection = sqlite3.connect(f"{path.resolve().as_uri()}?mode=ro{'&immutable=1' if whole else ''}", uri=True)
     except sqlite3.Error as error:
         raise ParseError(path, "header", "a SQLite database", str(error)) from error
     connection.text_factory = bytes
     return connection
+
+
+def _check_size(path: Path, head: bytes, size: int) -> None:
+    """SQLite itself does not mind a file that was cut within its last page, or lost the end of a copy."""
+    page = int.from_bytes(head[16:18], "big")
+    page = 65536 if page == 1 else max(page, 1)
+    pages = int.from_bytes(head[28:32], "big") if head[24:28] == head[92:96] else 1  # counted if the stamps agree
+    if size % page or size < pages * page:
+        raise ParseError(path, "size", f"{pages} whole pages of {page} bytes", f"{size} bytes: the file was cut short")
 
 
 def _tables(connection: sqlite3.Connection) -> Iterator[tuple[str, Table]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import re
+import struct
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
@@ -43,10 +44,11 @@ def library() -> ModuleType:
 
 def read(path: Path) -> Artifact:
     """Read a report; ParseError for one that is truncated or no report (the library itself raises nothing then)."""
-    with path.open("rb") as file:
-        head = file.read(len(MAGIC))
-    if head != MAGIC:
-        raise ParseError(path, "file", "a report of ncu (it begins with NVR)", head or "an empty file")
+    data = path.read_bytes()
+    if not data.startswith(MAGIC):
+        raise ParseError(path, "file", "a report of ncu (it begins with NVR)", data[: len(MAGIC)] or "an empty file")
+    if (end := block_end(data)) != len(data):
+        raise ParseError(path, "size", f"{end:,} bytes", f"{len(data):,}", hint="the file is truncated or damaged")
     actions = _actions(path, library())
     launches = [_launch(number, action) for number, action in enumerate(actions)]
     cells, texts = _cells(actions)
@@ -56,7 +58,7 @@ def read(path: Path) -> Artifact:
     timed = int(made["ncu_launches"]["duration_ns"].notna().sum())
     if timed < len(launches):
         notes.append(f"{timed} of {len(launches)} launches have a duration; ncu did not finish the others")
-    version = _version(path)
+    version = _version(data)
     return Artifact(path, "ncu-rep", "ncu", version, made, summary(made, "report"), tuple(notes))
 
 
@@ -146,7 +148,56 @@ def _rules(actions: list[Any]) -> Iterator[dict[str, Any]]:
             }
 
 
-def _version(path: Path) -> str | None:
+def _version(data: bytes) -> str | None:
     """The version of ncu that wrote the report: it stands in the file as `2025.3.1.0`, among much else."""
-    found = set(re.findall(rb"\b(20[12]\d\.\d\.\d)\.\d+\b", path.read_bytes()))
+    found = set(re.findall(rb"\b(20[12]\d\.\d\.\d)\.\d+\b", data))
     return found.pop().decode() if len(found) == 1 else None
+
+
+# --- is the file whole? The library reads what it finds of a truncated one, and says nothing.
+
+
+def block_end(data: bytes) -> int:
+    """Where the last block of the report ends, which is the end of a whole file.
+
+    After the magic number stand blocks: a 4-byte size, a protobuf message of that size, and as many bytes more as its
+    field 5 says. The first is a file header, without more. Older and newer files alike (2020 to 2026).
+    """
+    at = len(MAGIC)
+    is_first = True
+    while at < len(data):
+        if at + 4 > len(data):
+            return at + 4
+        (size,) = struct.unpack_from("<I", data, at)
+        at += 4
+        if at + size <= len(data) and not is_first:
+            at += _payload(data[at : at + size])
+        at += size
+        is_first = False
+    return at
+
+
+def _payload(header: bytes) -> int:
+    """Field 5 of a protobuf message; 0 if it has none, or is none."""
+    at = 0
+    while at < len(header):
+        key, at = _varint(header, at)
+        value, at = _varint(header, at)
+        if key == 5 << 3:
+            return value
+        if key & 7 == 2:
+            at += value
+        elif key & 7 != 0:
+            break
+    return 0
+
+
+def _varint(data: bytes, at: int) -> tuple[int, int]:
+    value = 0
+    for shift in range(0, 64, 7):
+        byte = data[at] if at < len(data) else 0
+        value |= (byte & 127) << shift
+        at += 1
+        if byte < 128:
+            break
+    return value, at

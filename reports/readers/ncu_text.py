@@ -35,6 +35,7 @@ class Block:
 
     header: tuple[str, ...]
     nvtx_header: tuple[str, ...]
+    quoted: bool = True  # ncu quotes every field; what something else saved again may not be
     rows: list[str] = field(default_factory=list)  # as printed, NVTX cut out
     nvtx: list[tuple[str, ...]] = field(default_factory=list)
     unreadable: list[int] = field(default_factory=list)  # line numbers, from 1
@@ -68,7 +69,9 @@ def split_row(line: str) -> list[str]:
 
 def find_header(line: str) -> list[str] | None:
     """The fields of a header, wherever in the line it begins (a program may end its output without a newline)."""
-    if line[1:2].isdigit() or KERNEL not in line:  # a row begins with its ID, and may be long
+    if (
+        line.startswith('"') and line[1:2].isdigit()
+    ) or KERNEL not in line:  # a row begins with its ID, and may be long
         return None
     starts = [at for word in ('"ID"', '"Process ID"', f'"{KERNEL}"') if (at := line.find(word)) >= 0]
     fields = [name.strip() for name in split_row(line[min(starts, default=0) :].strip())]
@@ -85,16 +88,16 @@ def blocks(text: str) -> Iterator[Block]:
         if (header := find_header(line)) is not None:
             if block is not None:
                 yield block
-            block, cut = _open(header)
+            block, cut = _open(header, quoted='"' in line)
         elif block is not None:
             _add(block, cut, line, number)
     if block is not None:
         yield block
 
 
-def _open(header: Sequence[str]) -> tuple[Block, re.Pattern[str] | None]:
+def _open(header: Sequence[str], quoted: bool) -> tuple[Block, re.Pattern[str] | None]:
     nvtx = tuple(name for name in header if NVTX_PUSH_POP in name or NVTX_START_STOP in name)
-    block = Block(tuple(name for name in header if name not in nvtx), nvtx)
+    block = Block(tuple(name for name in header if name not in nvtx), nvtx, quoted)
     return block, _nvtx_pattern(header, nvtx) if nvtx else None
 
 
@@ -107,17 +110,24 @@ def _nvtx_pattern(header: Sequence[str], nvtx: Sequence[str]) -> re.Pattern[str]
 
 def _add(block: Block, cut: re.Pattern[str] | None, line: str, number: int) -> None:
     """Take a line into the block if it is a row; program output and ncu's own remarks are passed over."""
-    start = line.find('"')
-    quoted = start >= 0 and line.find('","', line.find('","', start) + 3) >= 0
-    if quoted:
-        line = line[start:]
-    elif start >= 0 or line.startswith("==") or line.count(",") < min(3, len(block.header) - 1):
+    if not block.quoted:
+        if not line.startswith("==") and len(split_row(line)) > len(block.header) // 2:
+            block.rows.append(line)
+            block.nvtx.append(())
         return
+    start = line.find('"')
+    if start < 0:
+        return
+    if line.find('","', line.find('","', start) + 3) < 0:
+        if start == 0 and line[1:2].isdigit():  # a row that ends in its first fields
+            block.unreadable.append(number)
+        return
+    line = line[start:]
     nvtx: tuple[str, ...] = ()
-    if cut is not None and quoted:
+    if cut is not None:
         line, nvtx = _cut_nvtx(block, cut, line)
     whole = line.endswith(('"', '",')) and (not line.endswith(',"') or line.endswith(',""'))
-    if not line or (quoted and not whole):
+    if not line or not whole:
         block.unreadable.append(number)
         return
     block.rows.append(line)

@@ -280,7 +280,9 @@ def _host(to: _Draft, found: re.Match[str]) -> None:
 
 
 def _device(to: _Draft, found: re.Match[str]) -> None:
-    to.add(Detail("device", place=place(found.group(1))))
+    framed = _FRAME.match(found.group(1))  # `f(int) [0x310]`, as CUDA 11 wrote it
+    where = place(framed.group(1) if framed else found.group(1))
+    to.add(Detail("device", place=replace(where, pc=where.pc or _pc(framed.group(2))) if framed else where))
 
 
 def _module(to: _Draft, found: re.Match[str]) -> None:

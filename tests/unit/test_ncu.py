@@ -18,7 +18,7 @@ from reports.readers.ncu_text import PUSH_POP, START_END, blocks
 from reports.readers.ncu_units import COMMA, POINT, base_unit, number_format, parse_number
 
 DATA = Path(__file__).parents[1] / "data" / "ncu"
-QUICK = settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+QUICK = settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 BASE = ["ID", "Process ID", "Process Name", "Host Name", "Kernel Name", "Context", "Stream", "Block Size", "Grid Size",
         "Device", "CC"]  # fmt: skip
@@ -174,13 +174,24 @@ def test_a_report_file_with_rules():
 
 
 @pytest.mark.usefixtures("library")
-@pytest.mark.parametrize("length", [0, 3, 4, 100, 10_000, 99_000])
+@pytest.mark.parametrize("length", [0, 3, 4, 10, 13, 100, 10_000, 50_000, 99_000, 99_926])
 def test_a_truncated_report_file_is_refused(tmp_path, length):
     path = tmp_path / "cut.ncu-rep"
     path.write_bytes((DATA / "gtx1660_2022.4.ncu-rep").read_bytes()[:length])
     with pytest.raises(ParseError) as raised:
         ncu_rep.read(path)
     assert raised.value.path == path
+
+
+@pytest.mark.parametrize("path", sorted(DATA.glob("*.ncu-rep")), ids=lambda path: path.name)
+def test_the_end_of_a_report_file_is_where_its_last_block_ends(path):
+    data = path.read_bytes()
+    assert ncu_rep.block_end(data) == len(data)
+
+
+@given(content=st.binary(max_size=200))
+def test_the_end_of_garbage_is_found_too(content):
+    assert ncu_rep.block_end(b"NVR\0" + content) >= 4 + len(content)
 
 
 def test_without_the_library_the_message_says_what_to_install(monkeypatch):
@@ -369,9 +380,9 @@ def test_a_file_cut_anywhere_gives_true_values_or_is_refused(tmp_path, data, nam
     truth = as_sets(ncu.read(DATA / name))
     rows = as_sets(artifact)
     assert rows <= truth
-    if length < len(whole) - 2 and not whole[:length].endswith(b"\n") and len(rows) < len(truth):
-        complete = whole[:length].decode("utf-8-sig", "ignore").rpartition("\n")[2].count('","') == 14
-        assert any("left out" in note for note in artifact.notes) or complete or whole[length : length + 1] in b"\r\n"
+    last = whole[:length].decode("utf-8-sig", "ignore").rpartition("\n")[2]
+    if last[1:2].isdigit() and last.rstrip() not in whole.decode("utf-8-sig").splitlines():
+        assert any("left out" in note for note in artifact.notes)
 
 
 @settings(QUICK, max_examples=12)
@@ -387,24 +398,27 @@ def test_a_raw_page_cut_anywhere_gives_true_values_or_is_refused(tmp_path, share
 
 TRUTH = as_sets(ncu.read(DATA / "h100_trt86_raw_nvtx.csv"))
 
-JUNK = st.lists(
-    st.one_of(
-        st.text(st.characters(exclude_characters='"\n\r,', exclude_categories=["Cs"]), max_size=40),
-        st.sampled_from(["==PROF== Profiling \"k\" - 0: 0%....50%....100% - 9 passes", "Traceback (most recent call last):",
-                         '  File "a.py", line 3, in <module>', "blk 0 thr 0 val 0.5", 'say "hi"']),
+JUNK = st.one_of(
+    st.text(st.characters(exclude_characters='"\n\r', exclude_categories=["Cs"]), max_size=40),
+    st.sampled_from(
+        [
+            '==PROF== Profiling "k" - 0: 0%....50%....100% - 9 passes',
+            "Traceback (most recent call last):",
+            '  File "a.py", line 3, in <module>',
+            "blk 0 thr 0 val 0.5, 0.5, 0.5, 0.5, 0.5, 0.5, 0.5, 0.5, 0.5, 0.5, 0.5, 0.5, 0.5, 0.5, 0.5, 0.5",
+            'say "hi"',
+        ]
     ),
-    max_size=4,
-)  # fmt: skip
+)
 
 
-@QUICK
-@given(data=st.data())
-def test_what_is_printed_between_the_rows_changes_nothing(tmp_path, data):
+@settings(QUICK, max_examples=40)
+@given(junk=st.lists(st.tuples(st.integers(0, 46), JUNK), max_size=12))
+def test_what_is_printed_between_the_rows_changes_nothing(tmp_path, junk):
     lines = texts_of("a10g_metrics.csv").decode().splitlines()
-    mixed = []
-    for line in lines:
-        mixed += [*data.draw(JUNK), line]
-    artifact = ncu.read(written(tmp_path, "\n".join(mixed)))
+    for at, text in junk:
+        lines.insert(at, text)
+    artifact = ncu.read(written(tmp_path, "\n".join(lines)))
     assert as_sets(artifact) == as_sets(ncu.read(DATA / "a10g_metrics.csv"))
 
 
@@ -417,10 +431,9 @@ def test_garbage_is_refused_or_read_with_care(tmp_path, content):
     ncu.sniff(path, content[:100])
     try:
         artifact = check(ncu.read(path))
-    except ParseError as error:
-        assert error.path == path
-    else:
-        assert len(artifact.tables["ncu_launches"]) > 0
+    except ParseError:
+        return
+    assert len(artifact.tables["ncu_launches"]) > 0
 
 
 SCALES = {"nsecond": 1, "us": 1e3, "msecond": 1e6, "s": 1e9}

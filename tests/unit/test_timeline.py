@@ -48,9 +48,9 @@ def test_every_event_comes_back_exactly(events, offset):
     made = timeline.build({"kernels": trace_tables.kernels(rows)})
     content, decoded = decode(made)
     origin = min(start for _, start, _, _ in rows)
-    assert sorted((content["names"][name], start + origin, end - start) for _, start, end, name, *_ in decoded) == sorted(
-        row[:3] for row in rows
-    )
+    assert sorted(
+        (content["names"][name], start + origin, end - start) for _, start, end, name, *_ in decoded
+    ) == sorted(row[:3] for row in rows)
     assert (made.events, made.total, made.merged, made.resolution_ns) == (len(rows), len(rows), 0, 0)
 
 
@@ -102,7 +102,9 @@ def test_lanes_are_threads_above_streams_and_kernels_know_their_range():
 
 def test_what_is_shown_first_is_the_gpu_work():
     rows = [(0, None, "start-up", 0, 0, 10**9)]
-    made = timeline.build({"ranges": trace_tables.ranges(rows), "kernels": trace_tables.kernels([("k", 5 * 10**8, 10**6, 0)])})
+    made = timeline.build(
+        {"ranges": trace_tables.ranges(rows), "kernels": trace_tables.kernels([("k", 5 * 10**8, 10**6, 0)])}
+    )
     first, last = made.focus_ns
     assert 0 < 5 * 10**8 - first < 10**6
     assert 0 < last - (5 * 10**8 + 10**6) < 10**6
@@ -154,7 +156,10 @@ def test_more_bytes_than_allowed_are_merged(monkeypatch):
 
 @pytest.mark.parametrize("name", ["open range", "negative start", "no stream"])
 def test_odd_rows_are_drawn(name):
-    rows = {"ranges": trace_tables.ranges([(0, None, name, 0, -5, 20)]), "kernels": trace_tables.kernels([("k", 3, 4, 0)])}
+    rows = {
+        "ranges": trace_tables.ranges([(0, None, name, 0, -5, 20)]),
+        "kernels": trace_tables.kernels([("k", 3, 4, 0)]),
+    }
     rows["kernels"]["stream_id"] = rows["kernels"]["stream_id"].where(rows["kernels"]["stream_id"] != 7)
     rows["ranges"]["end_ns"] = rows["ranges"]["end_ns"].astype("Int64").where(rows["ranges"]["end_ns"] != 20)
     made = timeline.build(rows)
