@@ -1,4 +1,4 @@
-"""Two models brought to one opset, so that parts of both can stand in one graph."""
+"""Models brought to a newer opset: two to one, so that parts of both can stand in one graph, or to one with BF16."""
 
 from __future__ import annotations
 
@@ -11,12 +11,20 @@ from onnx import TensorProto, defs, helper, version_converter
 
 from harness.errors import UsageError
 from harness.model import Model, from_proto, walk
+from harness.precision import Precision
+
+BF16_OPSET = 17  # from 13 on most operators have it, Where and LayerNormalization only from 16 and 17 on
 
 
 def aligned(first: Model, second: Model) -> tuple[Model, Model]:
     """Both models at the newer opset of the two. Raises UsageError if the older one cannot be converted."""
     target = max(first.opset, second.opset)
     return at_opset(first, target), at_opset(second, target)
+
+
+def with_type_for(model: Model, precision: Precision) -> Model:
+    """The model at an opset whose operators have the precision's type: 17 or newer for BF16."""
+    return at_opset(model, BF16_OPSET) if precision is Precision.BF16 and model.opset < BF16_OPSET else model
 
 
 def at_opset(model: Model, target: int) -> Model:
@@ -58,7 +66,7 @@ def _converted(model: Model, target: int) -> Model:
         proto = version_converter.convert_version(proto, target)
     except Exception as error:  # the converter raises bare exceptions
         raise UsageError(f"{model.path}: opset {model.opset} cannot be converted to {target}: {str(error).splitlines()[0]}",
-                         hint="export both models at the same opset") from error  # fmt: skip
+                         hint=f"export the model at opset {target}") from error  # fmt: skip
     converted = from_proto(proto, model.path)
     inputs = [value for value in converted.graph.input if value.name not in large]
     del converted.graph.input[:]

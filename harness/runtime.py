@@ -36,7 +36,7 @@ class Runner:
         fold_constants: bool = True, lean: bool = False, spin: bool = True, folder: Path | None = None,
     ) -> None:  # fmt: skip
         ort = optional.load("onnxruntime")
-        self._make_value = ort.OrtValue.ortvalue_from_numpy
+        self._values_of = ort.OrtValue
         options = ort.SessionOptions()
         options.log_severity_level = 4
         options.intra_op_num_threads = threads
@@ -56,7 +56,7 @@ class Runner:
         needed = _held_initialisers(proto.graph, mapped)
         self._weights = {name: np.ascontiguousarray(array) for name, array in weights.items() if name in needed}
         if self._weights:  # a session that does not copy these buffers needs them as long as it lives
-            values = [ort.OrtValue.ortvalue_from_numpy(array) for array in self._weights.values()]
+            values = [self.value(array) for array in self._weights.values()]
             options.add_external_initializers(list(self._weights), values)
             self._values = values
         try:
@@ -76,7 +76,13 @@ class Runner:
 
     def value(self, array: np.ndarray) -> Any:
         """An array as ONNX Runtime's own value (not copied), for `run_values`."""
-        return self._make_value(np.ascontiguousarray(array))
+        array = np.ascontiguousarray(array)
+        if array.dtype.isbuiltin == 1:
+            return self._values_of.ortvalue_from_numpy(array)
+        element = onnx.helper.np_dtype_to_tensor_dtype(
+            array.dtype
+        )  # bfloat16 and its like: NumPy knows their bits only
+        return self._values_of.ortvalue_from_numpy_with_onnx_type(array.view(f"u{array.dtype.itemsize}"), element)
 
     def run_values(self, feeds: Mapping[str, Any], outputs: Sequence[str]) -> list[Any]:
         """`run` on ONNX Runtime's own values, which are not copied on the way from one session to the next."""

@@ -20,6 +20,7 @@ from harness.cluster import DaskPool
 from harness.errors import EXIT_CLEAN, EXIT_DEFECT, EXIT_UNDECIDED, ProbeError, SearchStopped, UsageError
 from harness.inputs import RandomInputs
 from harness.model import Model
+from harness.opsets import with_type_for
 from harness.record import SCHEMA_VERSION, Answer, Session
 from harness.workers import LocalPool, Pool, Query, Recipe
 from probes import candidates as candidates_of
@@ -46,7 +47,7 @@ class Bisection:
 def start(settings: Settings, out: Path | None, tell: Tell) -> Bisection:
     """Search for what is to blame in a fresh session; everything needed to resume it is written first."""
     settings.check_consistency()
-    model = models.load(settings.model)
+    model = _load(settings)
     feeds, notes = _samples(settings, model)
     session = Session.create("bisect", out)
     samples_of.save_samples(feeds, session.raw)
@@ -64,7 +65,13 @@ def resume(folder: Path, tell: Tell) -> Bisection:
     if (now := _sha256(settings.model)) != recorded:
         raise UsageError(f"{settings.model} has changed since {folder} was written (sha256 {now[:12]}, then {recorded[:12]})",
                          hint="start a new search: its answers belong to another model")  # fmt: skip
-    return _run(settings, models.load(settings.model), session, tell)
+    return _run(settings, _load(settings), session, tell)
+
+
+def _load(settings: Settings) -> Model:
+    """The model, at an opset that has the type it is to be lowered to."""
+    model = models.load(settings.model)
+    return with_type_for(model, settings.precision) if settings.fault in ("precision", "finite", "check") else model
 
 
 def _run(settings: Settings, model: Model, session: Session, tell: Tell) -> Bisection:

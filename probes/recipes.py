@@ -17,6 +17,7 @@ from harness.hybrid import Hybrid
 from harness.matching import Matching, match
 from harness.mixed import mixed_model
 from harness.model import Model
+from harness.opsets import with_type_for
 from harness.precision import Precision
 from harness.record import Answer, Outcome
 from harness.runtime import RunFailed
@@ -39,7 +40,8 @@ class Lowered:
     def prepare(self) -> Evaluate:
         feeds = inputs.load_samples(self.samples)
         try:
-            emulation = Emulation(models.load(self.model), self.precision, threads=self.threads)
+            model = with_type_for(models.load(self.model), self.precision)
+            emulation = Emulation(model, self.precision, threads=self.threads)
             samples = [emulation.bind(f) for f in feeds]
             reference = [sample.run([]) for sample in samples]
         except RunFailed as error:
@@ -163,7 +165,7 @@ class Checked:
     wanted: str | None = None
 
     def prepare(self) -> Evaluate:
-        model = models.load(self.model)
+        model = with_type_for(models.load(self.model), self.precision)
         write = self._mixed(model) if self.sample is None else self._reduced(model, self.sample)
 
         def evaluate(query: Query) -> Answer:

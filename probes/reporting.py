@@ -89,7 +89,7 @@ def plain(value: Any) -> Any:
 
 def describe(artifact: Artifact) -> Iterator[str]:
     """A few lines for the screen."""
-    rows = ", ".join(f"{units.count(rows)} {name.replace('_', ' ')}" for name, rows in artifact.rows().items() if rows)
+    rows = ", ".join(f"{name} {units.count(rows)}" for name, rows in artifact.rows().items() if rows)
     tool = " ".join(filter(None, (artifact.tool, artifact.tool_version)))
     yield f"{artifact.path.name} ({tool}): {rows or 'no rows'}"
     yield from (f"  {note}" for note in artifact.notes)

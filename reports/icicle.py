@@ -12,6 +12,7 @@ import numpy.typing as npt
 import pandas as pd
 
 from reports import units
+from reports.sheets import public
 from reports.timeline import TONES
 
 MOST_NODES = 1500
@@ -86,7 +87,7 @@ def build(tables: Mapping[str, pd.DataFrame], most: int = MOST_NODES) -> Icicle 
 def _tones(leaves: pd.DataFrame) -> tuple[str, ...]:
     """The kernels that take the most time, over all ranges."""
     time = leaves.groupby("name", observed=True)["sum"].sum().nlargest(TONES)
-    return tuple(units.shorten(units.visible(str(name)), _WIDTH) for name in time.index)
+    return tuple(units.shorten(units.visible(public(str(name))), _WIDTH) for name in time.index)
 
 
 @dataclass
@@ -168,7 +169,7 @@ def _lay_out(tree: Mapping[int, _Box], floor: int) -> tuple[list[Node], int]:
         small = [number for number in children if tree[number].time < floor]
         for number in children[: len(children) - len(small)]:
             one = tree[number]
-            name = units.shorten(units.visible(one.name), _WIDTH)
+            name = units.shorten(units.visible(public(one.name)), _WIDTH)
             waiting.append((number, len(nodes), depth + 1, left))
             nodes.append(Node(node, depth, left, one.time, name, units.visible(one.domain), one.kernels))
             left += one.time

@@ -66,7 +66,7 @@ class Part:
     def say(self, urgency: int, headline: str, detail: str = "") -> None:
         """Take a headline, unless there is a more urgent one."""
         if urgency < self.urgency:
-            self.urgency, self.headline, self.detail = urgency, headline, detail
+            self.urgency, self.headline, self.detail = urgency, sheets.public(headline), sheets.public(detail)
 
 
 def make(artifact: Artifact, key: str) -> Part:

@@ -19,6 +19,7 @@ import numpy.typing as npt
 import pandas as pd
 
 from reports import units
+from reports.sheets import public
 
 LIMIT = 1_000_000  # events in a page
 MOST_BYTES = 5_600_000  # of the deflated columns
@@ -252,7 +253,7 @@ def _vocabulary(texts: pd.Series[Any]) -> tuple[Integers, list[str]]:
         place = np.full(len(names), MOST_NAMES - 1)
         place[often] = np.arange(len(often))
         codes, names = place[codes], [*(names[index] for index in often), _OTHER]
-    return codes, [units.shorten(units.visible(name), WIDTH) for name in names]
+    return codes, [units.shorten(units.visible(public(name)), WIDTH) for name in names]
 
 
 def _focus(events: Table, span: int) -> tuple[int, int]:

@@ -78,7 +78,7 @@ class Database:
         """SQLite's errors, told as what is wrong with the file."""
         try:
             yield
-        except sqlite3.Error as error:
+        except (sqlite3.Error, UnicodeDecodeError) as error:  # a message may quote bytes of a damaged schema
             raise ParseError(self.path, what, "a readable SQLite table", str(error)) from error
 
     def rows(self, table: str, columns: Sequence[str]) -> list[tuple[Any, ...]]:

@@ -28,6 +28,7 @@ META = ("META_DATA_EXPORT", "EXPORT_META_DATA")
 META_KEPT = ("EXPORT_PRODUCT_", "EXPORT_SCHEMA_", "EXPORT_PLATFORM", "EXPORT_ARCH")  # not the host, not the user
 OURS = {"StringIds", events.KERNEL, events.RUNTIME, events.NVTX, *META}
 GPU = ("id", "name", "smCount", "totalMemory", "memoryBandwidth", "clockRate")
+NEAR = 1 << 18  # bytes
 LAUNCHED = ("kernels", "graph_launches", "memory_ops")
 
 
@@ -38,8 +39,10 @@ def sniff(path: Path, head: bytes) -> bool:
     try:
         with Database(path) as database:
             return _is_export(database)
-    except ParseError:  # damaged: still ours if the schema, which begins in the first page, says so
-        return any(name.encode() in head for name in OURS)
+    except ParseError:  # damaged: still ours if the words of a schema stand near the beginning
+        with path.open("rb") as stream:
+            beginning = stream.read(NEAR)
+        return any(name.encode() in beginning for name in OURS)
 
 
 def read(path: Path) -> Artifact:

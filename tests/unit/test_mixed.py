@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import onnx
 import pytest
 from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
 from onnx import TensorProto, external_data_helper, helper, numpy_helper, shape_inference
 from onnx.reference import ReferenceEvaluator
-from small_models import if_model, make_model, random_models
+from small_models import if_model, make_model, planted_chain, random_models
 
 from harness.emulate import Emulation, lowerable
 from harness.errors import UsageError
 from harness.mixed import mixed_model
+from harness.model import from_proto
+from harness.opsets import with_type_for
 from harness.precision import Precision
 from harness.runtime import Runner
 
@@ -134,6 +137,22 @@ def test_weights_read_in_both_forms_are_stored_in_both_and_unused_ones_dropped()
     _, weights = mixed_model(model, {0, 1}, Precision.FP16)
     assert [a.dtype for a in weights.values()] == [np.dtype(np.float16)]
     assert model.weights.keys() == {"w"}, "the model itself is not changed"
+
+
+@pytest.mark.parametrize("precision", list(Precision))
+@pytest.mark.parametrize("opset", [11, 13, 15, 17, 18, 19, 21, 22, 23])
+def test_every_opset(opset, precision):
+    """Emulated, written, valid and, where ONNX Runtime has the kernels, run."""
+    proto = planted_chain()
+    proto.opset_import[0].version = opset
+    model = with_type_for(from_proto(proto, Path("chain.onnx")), precision)
+    feeds = {"x": np.full((1, 8), 0.5, np.float32)}
+    emulation = Emulation(model, precision, threads=1)
+    assert np.isinf(emulation.run(feeds, emulation.candidates)[0]).all() == (precision is Precision.FP16)
+    mixed = with_weights(*mixed_model(model, {0, 1, 2, 3}, precision))
+    onnx.checker.check_model(mixed, full_check=True)
+    if precision is Precision.FP16:
+        Runner(mixed, {}).run(feeds)
 
 
 def test_bf16_needs_opset_13():

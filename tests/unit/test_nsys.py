@@ -404,6 +404,17 @@ def test_a_truncated_export_is_refused(real, tmp_path, keep):
         nsys.read(path)
 
 
+@pytest.mark.parametrize(
+    ("sound", "damaged"), [(b"CREATE TABLE NVTX_EVENTS", b"CREAT\xcc TABLE NVTX_EVENTS"), (b"INTEGER", b"\xffNTEGER")]
+)
+def test_a_damaged_schema_is_told(real, tmp_path, sound, damaged):
+    path = tmp_path / "schema.sqlite"
+    path.write_bytes(real(CUPY).read_bytes().replace(sound, damaged[: len(sound)]))
+    assert nsys.sniff(path, path.read_bytes()[:4096])
+    with pytest.raises(ParseError, match=r"schema\.sqlite"):
+        nsys.read(path)
+
+
 @given(st.lists(st.tuples(st.integers(0, 2**17), st.binary(min_size=1, max_size=8)), min_size=1, max_size=12))
 @settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_bytes_overwritten_anywhere_never_break_more_than_the_file(real, tmp_path, damage):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import json
 import zlib
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -26,16 +27,16 @@ def decode(made):
         columns[name] = sum((part[plane] << (8 * plane) for plane in range(planes)), np.zeros(count, dtype=np.int64))
         offset += planes * count
     assert offset == len(held)
-    rows, event = [], 0
+    rows, first = [], 0
     for lane, length in enumerate(lengths):
         before = 0
-        for event in range(event, event + length):
+        for event in range(first, first + length):
             folded = int(columns["gap"][event])
             start = before + (-(folded + 1) // 2 if folded % 2 else folded // 2)
             before = start + int(columns["length"][event])
             rest = [int(columns[name][event]) for name in ("name", "owner", "others", "idle")]
             rows.append((lane, start, before, *rest))
-        event += 1 if length else 0
+        first += length
     return content, rows
 
 
@@ -76,7 +77,7 @@ def test_a_gap_longer_than_the_resolution_is_never_merged_away():
     _, decoded = decode(made)
     spans = [(start, end) for _, start, end, *_ in decoded]
     assert made.events <= 40 < made.total == 1000
-    assert max(start - end for (_, end), (start, _) in zip(spans, spans[1:], strict=False)) >= 1_000_000
+    assert max(start - end for (_, end), (start, _) in pairwise(spans)) >= 1_000_000
 
 
 def test_events_of_a_lane_do_not_overlap_until_the_lanes_run_out():

@@ -43,7 +43,7 @@ class Misbehaving:
 def pool(tmp_path):
     pools = []
 
-    def make(recipe=Misbehaving(), jobs=1, timeout_s=None) -> LocalPool:  # noqa: B008
+    def make(recipe=Misbehaving(), jobs=1, timeout_s=None) -> LocalPool:
         pools.append(LocalPool(recipe, jobs, timeout_s=timeout_s, log_folder=tmp_path))
         return pools[-1]
 

@@ -53,8 +53,7 @@ def iterations(count=50, seed=0, slower=1.0, names=("gemm", "softmax", "copy")):
             now += lasted + 2_000
         range_rows.append((number, None, "infer", 0, start, now))
         now += 10_000
-    made = {"ranges": ranges(range_rows), "kernels": kernels(kernel_rows)}
-    return made
+    return {"ranges": ranges(range_rows), "kernels": kernels(kernel_rows)}
 
 
 def trace(events, seed=0):

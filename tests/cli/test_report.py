@@ -1,0 +1,241 @@
+"""`probe report` and `probe diff` from the outside: files, documents, exit codes, and errors that say what to do."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+sys.path.append(str(Path(__file__).parent.parent / "unit"))  # the synthetic traces
+import trace_tables
+
+from probes import cli, comparing, reporting
+from reports.collect import Collection
+
+DATA = Path(__file__).resolve().parents[1] / "data"
+LOG = DATA / "trtexec" / "h100_trt86_shape_8x128.log"
+
+
+@pytest.fixture(scope="module")
+def myelin(tmp_path_factory):
+    path = tmp_path_factory.mktemp("nsys") / "trace.sqlite"
+    path.write_bytes(gzip.decompress((DATA / "nsys" / "h100_trt86_myelin_2025.3.sqlite.gz").read_bytes()))
+    return path
+
+
+def test_everything_at_once(myelin, tmp_path):
+    names = ("page.html", "result.json", "trace.json")
+    page, result, trace = (tmp_path / name for name in names)
+    code = cli.run(["report", str(myelin), "-o", str(page), "--json", str(result), "--tables", str(tmp_path / "t"),
+                    "--perfetto", str(trace)])  # fmt: skip
+    assert code == 0
+    (artifact,) = json.loads(result.read_text(encoding="utf-8"))["artifacts"]
+    assert artifact["kind"] == "nsys-sqlite"
+    assert artifact["tool_version"].startswith("2025.3.2")
+    assert (artifact["tables"]["kernels"], artifact["tables"]["api_calls"]) == (485, 1145)
+    assert (artifact["summary"]["kernel_count"], artifact["summary"]["kernel_time_ns"]) == (485, 10_459_240)
+    assert "l2_f2_18_matrix_multiply" in page.read_text(encoding="utf-8")
+    events = json.loads(trace.read_text(encoding="utf-8"))["traceEvents"]
+    assert sum(event.get("cat") == "kernel" for event in events) == 485
+    kernels = pd.read_csv(tmp_path / "t" / "kernels.csv")
+    assert kernels["duration_ns"].sum() == 10_459_240
+    assert set(kernels["onnx_nodes"].map(lambda text: type(json.loads(text)))) == {list}
+
+
+def test_parquet_holds_the_same_as_csv(myelin, tmp_path):
+    pytest.importorskip("pyarrow")
+    assert cli.run(["report", str(myelin), "--tables", str(tmp_path)]) == 0
+    parquet, csv = pd.read_parquet(tmp_path / "kernels.parquet"), pd.read_csv(tmp_path / "kernels.csv")
+    assert list(parquet.columns) == list(csv.columns)
+    assert parquet["start_ns"].tolist() == csv["start_ns"].tolist()
+    assert [list(nodes) for nodes in parquet["onnx_nodes"]] == [json.loads(text) for text in csv["onnx_nodes"]]
+
+
+def test_without_pyarrow_there_is_csv_and_a_word(myelin, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(reporting, "_has_parquet", lambda: False)
+    assert cli.run(["report", str(myelin), "--tables", str(tmp_path)]) == 0
+    assert {path.suffix for path in tmp_path.iterdir()} == {".csv"}
+    assert "pip install pyarrow" in capsys.readouterr().out
+
+
+def test_several_artifacts_have_folders_of_their_own(tmp_path):
+    other = tmp_path / LOG.name
+    other.write_bytes(LOG.read_bytes())
+    assert cli.run(["report", str(LOG), str(other), "--tables", str(tmp_path / "t")]) == 0
+    assert sorted(path.name for path in (tmp_path / "t").iterdir()) == [LOG.name, f"{LOG.name}-2"]
+
+
+def test_json_on_standard_output_is_alone_there_and_draws_nothing(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert cli.run(["report", str(LOG), "--json", "-"]) == 0
+    summary = json.loads(capsys.readouterr().out)["artifacts"][0]["summary"]
+    assert (summary["status"], summary["throughput_qps"], summary["compute_ns"]["median"]) == (
+        "PASSED",
+        2623.91,
+        375_488,
+    )
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_page_is_written_here_if_nothing_else_is_asked_for(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert cli.run(["report", str(LOG)]) == 0
+    assert "report: report.html" in capsys.readouterr().out
+    assert (tmp_path / "report.html").read_text(encoding="utf-8").startswith("<!doctype html>")
+
+
+def test_a_session_is_reported_in_its_folder(tmp_path, capsys):
+    session = tmp_path / "run"
+    (session / "raw").mkdir(parents=True)
+    (session / "raw" / "trtexec.log").write_bytes(LOG.read_bytes())
+    (session / "manifest.json").write_text(
+        json.dumps({"verb": "profile", "argv": ["profile", "m.onnx"]}), encoding="utf-8"
+    )
+    assert cli.run(["report", str(session)]) == 0
+    text = (session / "report.html").read_text(encoding="utf-8")
+    assert "probe profile m.onnx" in text
+    assert "PASSED" in text
+
+
+@pytest.mark.parametrize(
+    "arguments, said",
+    [
+        (["none.sqlite"], "does not exist"),
+        (["empty"], "expected one of"),
+        (["empty", "-o", "no/such/x.html"], "no/such does not exist"),
+        ([str(LOG), "--perfetto", "x.json"], "needs a trace"),
+    ],
+)
+def test_what_cannot_be_done_is_said_with_exit_code_2(arguments, said, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "empty").write_bytes(b"")
+    assert cli.run(["report", *arguments]) == 2
+    assert said in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == ["empty"]
+
+
+# diff, on synthetic sides: the readers have their own tests
+
+
+@pytest.fixture
+def sides(monkeypatch, tmp_path):
+    """Make paths that are read as the given artifacts."""
+    held = {}
+    monkeypatch.setattr(comparing, "collect", lambda paths, tell: Collection(tuple(held[path] for path in paths)))
+
+    def make(name, tables, **more):
+        path = tmp_path / name
+        path.touch()
+        held[path] = trace_tables.artifact(tables, **more)
+        return str(path)
+
+    return make
+
+
+def test_a_slower_kernel_is_found_and_named(sides, tmp_path, capsys):
+    before = sides("a", trace_tables.iterations(seed=1))
+    after = sides("b", trace_tables.iterations(seed=2, slower=1.2))
+    assert cli.run(["diff", before, after, "--json", str(tmp_path / "d.json"), "-o", str(tmp_path / "d.html")]) == 1
+    result = json.loads((tmp_path / "d.json").read_text(encoding="utf-8"))
+    slower = {
+        (level, row["name"]) for level, rows in result["levels"].items() for row in rows if row["beyond_threshold"]
+    }
+    assert ("kernels", "gemm") in slower
+    assert ("kernels", "softmax") not in slower
+    gemm = next(row for row in result["levels"]["kernels"] if row["name"] == "gemm")
+    assert gemm["ratio_low"] < 1.2 < gemm["ratio_high"]
+    verdicts = {row["name"]: row["verdict"] for row in result["levels"]["kernels"]}
+    assert verdicts["copy"] == "no evidence of a change"
+    assert "got slower by more than 5 %" in capsys.readouterr().out
+    assert "got slower by more than 5 %" in (tmp_path / "d.html").read_text(encoding="utf-8")
+
+
+def test_no_change_is_said_in_so_many_words(sides, capsys):
+    before, after = sides("a", trace_tables.iterations(seed=1)), sides("b", trace_tables.iterations(seed=2))
+    assert cli.run(["diff", before, after]) == 0
+    assert "No evidence of a change in 4 compared" in capsys.readouterr().out
+
+
+def test_what_is_below_the_threshold_passes(sides):
+    before, after = sides("a", trace_tables.iterations(seed=1)), sides("b", trace_tables.iterations(seed=2, slower=1.2))
+    assert cli.run(["diff", before, after, "--threshold", "30%"]) == 0
+    assert cli.run(["diff", after, before]) == 0  # faster
+
+
+def test_one_run_a_side_is_undecided(sides, capsys):
+    one = {"kernels": trace_tables.kernels([("k", 0, 10, None)])}
+    assert cli.run(["diff", sides("a", one), sides("b", one)]) == 125
+    assert "Nothing can be told" in capsys.readouterr().out
+
+
+def test_several_sessions_a_side_are_one_observation_each(sides):
+    generator = np.random.default_rng(3)
+    tables = [
+        {"kernels": trace_tables.kernels([("k", n, int(generator.normal(1000, 5)), None) for n in range(9)])}
+        for _ in range(10)
+    ]
+    paths = [sides(f"s{number}", table) for number, table in enumerate(tables)]
+    made = comparing.diff(",".join(paths[:5]), ",".join(paths[5:]), 0.05)
+    assert made.document["levels"]["kernels"][0]["count_before"] == 5
+
+
+def test_different_versions_and_clocks_are_warned_about(sides, capsys):
+    tables = trace_tables.iterations(20)
+    devices = [
+        pd.DataFrame({"device_id": [0], "gpu": ["NVIDIA H100"], "clock_hz": [clock]}) for clock in (1.98e9, 1.2e9)
+    ]
+    before, after = (sides(name, tables | {"devices": frame}) for name, frame in zip("ab", devices, strict=True))
+    assert cli.run(["diff", before, after]) == 0
+    assert "device 0 clock_hz: 1980000000.0 before, 1200000000.0 after" in capsys.readouterr().out
+
+
+def test_layers_are_executions_and_renamed_ones_are_found_by_their_nodes(sides):
+    def tables(name, nodes, scale):
+        rows = [(number, None, name, 0, 1000 * number, 1000 * number + 900) for number in range(20)]
+        runs = [
+            (f"part{part}", 1000 * number + 10 * part, scale * (100 + number % 3), number)
+            for number in range(20)
+            for part in (0, 1)
+        ]
+        kernels = trace_tables.kernels(runs)
+        kernels["layer"] = pd.Categorical([name] * len(kernels))
+        kernels["onnx_nodes"] = [nodes] * len(kernels)
+        return {"ranges": trace_tables.ranges(rows), "kernels": kernels}
+
+    before, after = (
+        sides("a", tables("conv + relu", ("conv", "relu"), 1)),
+        sides("b", tables("conv+relu+add", ("conv", "relu", "add"), 2)),
+    )
+    (row,) = comparing.diff(before, after, 0.05).document["levels"]["layers"]
+    assert (row["name"], row["name_after"], row["matched_by"]) == ("conv + relu", "conv+relu+add", "nodes")
+    assert (row["median_before_ns"], row["median_after_ns"], row["count_before"]) == (202, 404, 20)
+    assert row["beyond_threshold"] is True
+
+
+def test_sides_without_anything_in_common_are_undecided(sides, capsys):
+    before = sides("a", {"kernels": trace_tables.kernels([("k", 0, 1, None)])})
+    assert cli.run(["diff", before, sides("b", {})]) == 125
+    assert "nothing to compare" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("text, value", [("5%", 0.05), ("0.05", 0.05), (" 2.5 % ", 0.025), ("0", 0.0)])
+def test_thresholds(text, value):
+    assert comparing.parse_threshold(text) == pytest.approx(value)
+
+
+@pytest.mark.parametrize("text", ["", "five", "-1%", "5%%", "nan"])
+def test_a_threshold_that_is_none_is_a_usage_error(text, sides):
+    path = sides("a", {})
+    assert cli.run(["diff", path, path, f"--threshold={text}"]) == 2
+
+
+def test_real_logs_of_one_engine_and_two_shapes():
+    times = DATA / "trtexec" / "h100_trt86_shape_32x384.times.json"
+    made = comparing.diff(str(times), str(times), 0.0)
+    assert made.exit_code == 0
+    assert made.document["headline"].startswith("No evidence of a change in")
