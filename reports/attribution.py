@@ -20,6 +20,7 @@ import pandas as pd
 
 Ints = npt.NDArray[np.int64]
 NONE = -1  # no range, no call
+STEPS = 5  # before a search goes by the tree
 FOREVER = np.iinfo(np.int64).max  # the end of a range that was never closed
 
 
@@ -72,18 +73,23 @@ class Ranges:
         found = np.full(len(owner), NONE, dtype=np.int64)
         known = np.flatnonzero(owner != NONE)
         place = self.axis.place(owner[known], time[known])
-        before = np.searchsorted(self.place, place, side="right")
-        found[known] = self._rows(self._last_above(before, time[known], self.begins[owner[known]]))
+        last = np.searchsorted(self.place, place, side="right") - 1
+        found[known] = self._rows(self._last_above(last, time[known], self.begins[owner[known]], self._up))
         return found
 
     @cached_property
     def parents(self) -> Ints:
         """The innermost range that holds each range whole."""
-        bound = np.maximum(self.end - 1, self.start)
-        at = self._last_above(np.arange(len(self.end)), bound, self.begins[self.owner])
-        parents = np.full(len(self.end), NONE, dtype=np.int64)
-        parents[self.order] = self._rows(at)
+        parents = np.empty(len(self.end), dtype=np.int64)
+        parents[self.order] = self._rows(self._up)
         return parents
+
+    @cached_property
+    def _up(self) -> Ints:
+        """The parents as positions in the sorted order."""
+        nearest = np.arange(len(self.end)) - 1
+        bound = np.maximum(self.end - 1, self.start)
+        return self._last_above(nearest, bound, self.begins[self.owner], nearest)
 
     @cached_property
     def depths(self) -> Ints:
@@ -111,36 +117,47 @@ class Ranges:
             levels.append(np.maximum(odd[::2], odd[1::2]))
         return levels
 
-    def _last_above(self, before: Ints, bound: Ints, floor: Ints) -> Ints:
-        """For each query the last position in [floor, before) whose end is later than `bound`; `NONE` without one.
+    def _last_above(self, at: Ints, bound: Ints, floor: Ints, up: Ints) -> Ints:
+        """For each query the last position in [floor, at] whose end is later than `bound`; `NONE` without one.
+
+        Whatever lies between a position and `up` of it ends no later than that position does. So a query whose
+        position ends too early goes on from there; a few such steps do for most, and the tree for the rest. `up` may be
+        `at` itself: then each step makes the next one longer.
+        """
+        open_ = np.arange(len(at))
+        for _ in range(STEPS):
+            here, low, high = at[open_], floor[open_], bound[open_]
+            short = np.flatnonzero((here >= low) & (self.end[here] <= high)) if len(self.end) else here[:0]
+            open_ = open_[short]
+            at[open_] = up[here[short]]
+        at[open_] = self._searched(at[open_] + 1, bound[open_], floor[open_])
+        return np.where(at >= floor, at, NONE)
+
+    def _searched(self, before: Ints, bound: Ints, floor: Ints) -> Ints:
+        """For each query the last position below `before` whose end is later than `bound`, if it is not below `floor`.
 
         Up the tree from the right until a block holds such an end, then down into that block, its right half first.
         All queries climb together, and those that are done drop out.
         """
-        out = before - 1  # the nearest will do for most
-        at = np.flatnonzero(~((before > floor) & (self.end[out] > bound))) if len(self.end) else out
-        node, high, low = before[at], bound[at], floor[at]  # the queries that still climb
-        left, hits = at, list[tuple[Ints, Ints]]()
+        at, node, high, low = np.arange(len(before)), before, bound, floor  # the queries that still climb
+        hits: list[tuple[Ints, Ints]] = []
         for level, peaks in enumerate(self._peaks):
             alive = np.flatnonzero(node << level > low)
-            if len(alive) < len(at):
-                at, node, high, low = at[alive], node[alive], high[alive], low[alive]
-            hit = peaks[node - 1] > high
-            hit &= node & 1 == 1
-            hits.append((at[hit], node[hit] - 1))
-            at, node, high, low = at[~hit], node[~hit] >> 1, high[~hit], low[~hit]
+            at, node, high, low = at[alive], node[alive], high[alive], low[alive]
             if not at.size:
                 break
+            hit = (node & 1 == 1) & (peaks[node - 1] > high)
+            hits.append((at[hit], node[hit] - 1))
+            at, node, high, low = at[~hit], node[~hit] >> 1, high[~hit], low[~hit]
         at = found = np.empty(0, dtype=np.int64)
         for level in range(len(hits) - 1, -1, -1):
-            at, found = np.concatenate((at, hits[level][0])), np.concatenate((found, hits[level][1]))
+            at, found = np.append(at, hits[level][0]), np.append(found, hits[level][1])
             if level:
                 peaks = self._peaks[level - 1]
                 right = np.minimum(2 * found + 1, len(peaks) - 1)
                 found = right - (peaks[right] <= bound[at])
-        out[left] = NONE
+        out = np.full(len(before), NONE, dtype=np.int64)
         out[at] = found
-        out[out < floor] = NONE
         return out
 
 
@@ -168,6 +185,8 @@ class Load:
 
         `group` is by row, as the ranges were given, in [0, groups).
         """
+        if not len(self.place):
+            return Sums(np.zeros(groups, np.int64), np.zeros(groups, np.int64))
         ranges = self.ranges
         low = np.searchsorted(self.place, ranges.place)
         high = np.searchsorted(self.place, ranges.axis.place(ranges.owner, ranges.end))
@@ -178,7 +197,7 @@ class Load:
         # lifted above those of the group before, so that one running maximum does for all.
         lift = group * (len(self.place) + 1)
         reached = np.maximum.accumulate(high + lift)
-        low = np.maximum(low, np.append(0, reached[:-1]) - lift) if len(low) else low
+        low = np.maximum(low, np.append(0, reached)[:-1] - lift)
         high = np.maximum(high, low)
         count, total = np.zeros(groups, np.int64), np.zeros(groups, np.int64)
         np.add.at(count, group, high - low)
@@ -186,23 +205,31 @@ class Load:
         return Sums(count, total)
 
 
-def paths(parents: Ints, names: Ints, order: Ints) -> tuple[Ints, Ints]:
+def paths(parents: Ints, names: Ints, depths: Ints) -> tuple[Ints, Ints]:
     """Group ranges by the names on the way from the outermost to themselves.
 
-    `order` lists parents before their children. Returns the group of each range, and the parent of each group; a group
-    has a greater number than its parent.
+    Returns the group of each range, and the parent of each group; a group has a greater number than its parent.
     """
-    groups = [NONE] * (len(parents) + 1)  # the last stands for NONE
-    known: dict[tuple[int, int], int] = {}
-    above: list[int] = []
-    for row, parent, name in zip(order.tolist(), parents[order].tolist(), names[order].tolist(), strict=True):
-        key = groups[parent], name
-        group = known.get(key)
-        if group is None:
-            group = known[key] = len(above)
-            above.append(key[0])
-        groups[row] = group
-    return np.array(groups[:-1], dtype=np.int64), np.array(above, dtype=np.int64)
+    groups = np.full(len(parents) + 1, NONE, dtype=np.int64)  # the last stands for NONE
+    above: list[Ints] = [np.empty(0, dtype=np.int64)]
+    count, width = 0, int(names.max(initial=0)) + 1
+    order = np.argsort(depths, kind="stable")
+    starts = np.searchsorted(depths[order], np.arange(int(depths.max(initial=NONE)) + 2))
+    for first, last in zip(starts[:-1].tolist(), starts[1:].tolist(), strict=True):
+        rows = order[first:last]
+        up = groups[parents[rows]]
+        codes, unique = (
+            pd.factorize((up + 1) * width + names[rows]) if len(rows) > 1 else _alone(up, names[rows], width)
+        )
+        groups[rows] = codes + count
+        above.append(unique // width - 1)
+        count += len(unique)
+    return groups[:-1], np.concatenate(above)
+
+
+def _alone(up: Ints, name: Ints, width: int) -> tuple[Ints, Ints]:
+    """As `factorize` of one number, at once: ranges 20 000 deep are as many levels of one."""
+    return np.zeros(1, dtype=np.int64), (up + 1) * width + name
 
 
 def match(wanted: tuple[Ints, Ints], offered: tuple[Ints, Ints], preferred: npt.NDArray[np.bool_], start: Ints) -> Ints:
@@ -210,6 +237,8 @@ def match(wanted: tuple[Ints, Ints], offered: tuple[Ints, Ints], preferred: npt.
 
     Several calls may share them: the preferred ones go first, then the one that started first, then the first row.
     """
+    if not (offered[0].size and wanted[0].size):
+        return np.full(len(wanted[0]), NONE, dtype=np.int64)
     key, goal = _keys(offered, wanted)
     call = np.full(int(max(key.max(initial=0), goal.max(initial=0))) + 1, NONE, dtype=np.int64)
     for rows in (np.flatnonzero(~preferred), np.flatnonzero(preferred)):
@@ -220,20 +249,19 @@ def match(wanted: tuple[Ints, Ints], offered: tuple[Ints, Ints], preferred: npt.
 
 def _keys(offered: tuple[Ints, Ints], wanted: tuple[Ints, Ints]) -> tuple[Ints, Ints]:
     """Process and correlation id as one small number, for what is offered and for what is wanted."""
-    process, correlation = (np.concatenate(parts) for parts in zip(offered, wanted, strict=True))
-    owners, correlations = _small(process), _small(correlation)
-    keys = _small(owners * (int(correlations.max(initial=0)) + 1) + correlations)
-    return keys[: len(offered[0])], keys[len(offered[0]) :]
+    owners, correlations = (_small(*parts) for parts in zip(offered, wanted, strict=True))
+    width = max(int(part.max(initial=0)) for part in correlations) + 1
+    keys = (owner * width + part for owner, part in zip(owners, correlations, strict=True))
+    return _small(*keys)
 
 
-def _small(values: Ints) -> Ints:
+def _small(one: Ints, other: Ints) -> tuple[Ints, Ints]:
     """The same numbers from 0, or others, equal where they are, if these are spread too far."""
-    if not values.size:
-        return values
-    low, high = int(values.min()), int(values.max())
-    if high - low < 4 * len(values):
-        return values - low
-    return pd.factorize(values)[0].astype(np.int64)
+    low = min(int(one.min()), int(other.min()))
+    if max(int(one.max()), int(other.max())) - low < 4 * (len(one) + len(other)):
+        return one - low, other - low
+    codes = pd.factorize(np.concatenate((one, other)))[0].astype(np.int64)
+    return codes[: len(one)], codes[len(one) :]
 
 
 def _by(values: Ints) -> Ints:

@@ -96,10 +96,12 @@ def _whole(values: Any) -> Any:
 
 
 def _tuples(values: Any) -> np.ndarray[Any, np.dtype[np.object_]]:
-    if isinstance(values, pd.Series) and all(type(value) is tuple for value in values.array):
-        return values.to_numpy(dtype=object)
-    out = np.empty(len(values), dtype=object)
-    out[:] = [() if value is None or value is pd.NA or value != value else tuple(value) for value in values]
+    given = values.to_numpy(dtype=object) if isinstance(values, pd.Series) else values
+    items = list(given)
+    out = np.empty(len(items), dtype=object)
+    if set(map(type, items)) != {tuple}:
+        items = [() if value is None or value is pd.NA or value != value else tuple(value) for value in items]
+    out[:] = items
     return out
 
 

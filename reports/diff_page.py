@@ -17,15 +17,10 @@ from reports.sheets import Sheet
 
 TEMPLATE = "diff.html"
 _COLUMNS = {
-    "name": "Name", "name_after": "Name after", "verdict": "Verdict", "difference_ns": "Difference of medians",
-    "change_pct": "Change", "change_low_pct": "from", "change_high_pct": "to", "median_before_ns": "Median before",
-    "median_after_ns": "Median after", "count_before": "n before", "count_after": "n after", "effect": "Effect",
-    "p_corrected": "p, corrected",
+    "name": "Name", "name_after": "Name after", "verdict": "Verdict", "change": "Change of median",
+    "interval": "95 % interval", "median_before_ns": "Median before", "median_after_ns": "Median after",
+    "count_before": "n before", "count_after": "n after", "effect": "Effect", "p_corrected": "p, corrected",
 }  # fmt: skip
-_EXPLAINED = (
-    "Change of the median with its confidence interval of 95 % (bootstrap); effect is the chance that a repetition after"
-    " takes longer than one before (0.5: neither); p of the Mann-Whitney test, corrected for the number of pairs"
-)
 
 
 @dataclass(frozen=True)
@@ -63,9 +58,16 @@ def write(document: Mapping[str, Any], tables: Mapping[str, pd.DataFrame], path:
 
 
 def _sheet(name: str, table: pd.DataFrame) -> Sheet:
-    shares = {"change_pct": "ratio", "change_low_pct": "ratio_low", "change_high_pct": "ratio_high"}
-    shown = table.assign(**{share: 100 * (table[ratio] - 1) for share, ratio in shares.items()})
-    shown = shown[[column for column in _COLUMNS if column in shown]]
+    shown = table.assign(
+        change=100 * (table["ratio"] - 1),
+        interval=[_interval(low, high) for low, high in zip(table["ratio_low"], table["ratio_high"], strict=True)],
+    )
+    shown = shown[list(_COLUMNS)].rename(columns={"change": "change_pct"})
     first = shown.sort_values("verdict", key=lambda column: column.astype("object") != SLOWER, kind="stable")
-    caption = f"{LEVELS[name][:1].upper()}{LEVELS[name][1:]} is one repetition. {_EXPLAINED}."
-    return sheets.make(name, name[:1].upper() + name[1:], first, "pair", titles=_COLUMNS, caption=caption)
+    titles = _COLUMNS | {"change_pct": _COLUMNS["change"]}
+    caption = f"One repetition is {LEVELS[name]}."
+    return sheets.make(name, name[:1].upper() + name[1:], first, "pair", titles=titles, caption=caption)
+
+
+def _interval(low: float, high: float) -> str:
+    return f"{100 * (low - 1):+.2f} % to {100 * (high - 1):+.2f} %" if low == low and high == high else ""

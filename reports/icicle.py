@@ -32,7 +32,8 @@ class Node:
     start_ns: int
     length_ns: int
     name: str
-    domain: str  # "kernel" for a kernel, "" for what was merged
+    kind: str  # range, kernel, or rest: what was merged, or was launched in no range
+    domain: str
     kernels: int
 
 
@@ -50,7 +51,7 @@ class Icicle:
     def caption(self) -> str:
         """What is drawn of how much, with the unit."""
         parts = f"{units.seconds(self.total_ns / 1e9)} of GPU time in {units.plural(self.kernels, 'kernel')}"
-        shown = f"{units.count(len(self.nodes))} boxes"
+        shown = f"{units.count(len(self.nodes))} box{'es' if len(self.nodes) != 1 else ''}"
         if self.merged:
             shown = f"{shown}, {units.count(self.merged)} smaller ones merged"
         return (
@@ -62,7 +63,7 @@ class Icicle:
         content = {
             "parent": [node.parent for node in self.nodes], "depth": [node.depth for node in self.nodes],
             "start": [node.start_ns for node in self.nodes], "length": [node.length_ns for node in self.nodes],
-            "name": [node.name for node in self.nodes], "domain": [node.domain for node in self.nodes],
+            "name": [node.name for node in self.nodes], "kind": [node.kind for node in self.nodes], "domain": [node.domain for node in self.nodes],
             "kernels": [node.kernels for node in self.nodes], "total": self.total_ns, "tones": self.tones,
         }  # fmt: skip
         return json.dumps(content, ensure_ascii=False, separators=(",", ":"))
@@ -94,7 +95,8 @@ def _tones(leaves: pd.DataFrame) -> tuple[str, ...]:
 class _Box:
     parent: int
     name: str
-    domain: str
+    kind: str
+    domain: str = ""
     time: int = 0
     kernels: int = 0
 
@@ -134,15 +136,15 @@ def _inherit(path: Integers, parent: Integers) -> Integers:
 
 def _grow(paths: list[tuple[int, str, str]], leaves: pd.DataFrame) -> dict[int, _Box]:
     """Boxes by number: paths keep theirs, then kernels; each holds the time of all below it."""
-    boxes = {number: _Box(parent, name, domain) for number, (parent, name, domain) in enumerate(paths)}
+    boxes = {number: _Box(parent, name, "range", domain) for number, (parent, name, domain) in enumerate(paths)}
     outside = len(paths)
     if paths and bool((leaves["path"] < 0).any()):
-        boxes[outside] = _Box(-1, OUTSIDE, "")
+        boxes[outside] = _Box(-1, OUTSIDE, "rest")
     rows = zip(
         leaves["path"].tolist(), leaves["name"].tolist(), leaves["sum"].tolist(), leaves["size"].tolist(), strict=True
     )
     for number, (path, name, time, count) in enumerate(rows, len(paths) + 1):
-        boxes[number] = _Box(path if path >= 0 else outside if paths else -1, str(name), "kernel", time, count)
+        boxes[number] = _Box(path if path >= 0 else outside if paths else -1, str(name), "kernel", "", time, count)
     for number in [*range(len(paths) + 1, len(paths) + 1 + len(leaves)), *range(len(paths) - 1, -1, -1)]:
         if (above := boxes[number].parent) >= 0:  # a path's number is above its parent's, so that children come first
             boxes[above].time += boxes[number].time
@@ -171,13 +173,13 @@ def _lay_out(tree: Mapping[int, _Box], floor: int) -> tuple[list[Node], int]:
             one = tree[number]
             name = units.shorten(units.visible(public(one.name)), _WIDTH)
             waiting.append((number, len(nodes), depth + 1, left))
-            nodes.append(Node(node, depth, left, one.time, name, units.visible(one.domain), one.kernels))
+            nodes.append(Node(node, depth, left, one.time, name, one.kind, units.visible(one.domain), one.kernels))
             left += one.time
         if small:
             merged += sum(_size(number, below) for number in small)
             time = sum(tree[number].time for number in small)
             kernels = sum(tree[number].kernels for number in small)
-            nodes.append(Node(node, depth, left, time, f"({units.count(len(small))} more)", "", kernels))
+            nodes.append(Node(node, depth, left, time, f"({units.count(len(small))} more)", "rest", "", kernels))
     return nodes, merged
 
 

@@ -361,7 +361,7 @@ def _facts(artifact: Artifact) -> Iterator[tuple[str, str]]:
         yield name, ", ".join(_fact(key, value) for key, value in values.items())
     for name, value in artifact.summary.items():
         if isinstance(value, str | int | float) and not isinstance(value, bool) and not any(w in name for w in _NEVER):
-            yield name.replace("_", " "), _fact(name, value, named=False)
+            yield sheets.heading(name), _fact(name, value, named=False)
 
 
 def _fact(name: str, value: Any, *, named: bool = True) -> str:

@@ -160,7 +160,7 @@ def among(metrics: pd.DataFrame, names: Iterable[str]) -> pd.DataFrame:
     """The rows of the named metrics; quick, as only categories are compared."""
     column = metrics["metric"].array
     wanted = np.flatnonzero(column.categories.isin(list(names)))
-    return metrics[np.isin(column.codes, wanted)]
+    return metrics.take(np.flatnonzero(np.isin(column.codes, wanted.astype(column.codes.dtype))))
 
 
 def wide(metrics: pd.DataFrame, wanted: Mapping[str, Alternatives]) -> pd.DataFrame:

@@ -20,7 +20,7 @@ _SPECIAL = {
     "onnx_nodes": "ONNX nodes", "onnx_node": "ONNX node", "api": "API call", "gpu": "GPU", "sm_count": "SMs",
     "layer_type": "Type", "time_pct": "Share", "flop_per_s": "FLOP/s", "flop_per_byte": "FLOP per byte",
     "dram_bytes": "Memory traffic", "dram_bytes_per_s": "Memory rate", "ceiling_pct": "Of roof",
-    "memory_pct": "Memory, of peak", "compute_pct": "Compute, of peak", "occupancy_pct": "Occupancy",
+    "memory_pct": "Memory, of peak", "memory_bytes_per_s": "Memory rate", "memory_bytes": "Memory", "compute_pct": "Compute, of peak", "occupancy_pct": "Occupancy",
     "estimated_speedup_pct": "Estimated speedup", "kernel_time_ns": "GPU time", "wall_ns": "Wall time",
     "kernel_count": "Kernels", "rate_bytes_per_s": "Rate", "gap_ns": "Gap", "at_ns": "At", "qps": "Queries/s",
 }  # fmt: skip
@@ -149,7 +149,7 @@ def public(words: str) -> str:
 def heading(name: str) -> str:
     if name in _SPECIAL:
         return _SPECIAL[name]
-    for suffix in ("_bytes_per_s", "_ns", "_pct", "_hz", "_qps", "_s"):
+    for suffix in ("_bytes_per_s", "_bytes", "_ns", "_pct", "_hz", "_qps", "_s"):
         name = name.removesuffix(suffix)
     name = name.replace("_", " ")
     return name[:1].upper() + name[1:]

@@ -69,18 +69,7 @@ class Found:
 
 def read(path: Path) -> Artifact:
     """Read every block of the file; ParseError where there is none, or none with a row."""
-    data = path.read_bytes()
-    if not data.strip(b"\0 \t\r\n\xef\xbb\xbf\xff\xfe"):
-        raise ParseError(path, "file", "CSV of ncu", "an empty file")
-    text = decode(data)
-    del data
-    found = Found()
-    header: tuple[str, ...] | None = None
-    for block in blocks(text):
-        header = block.header
-        _read_block(path, block, found)
-    if not found.launches:
-        raise _nothing(path, text, header)
+    found, text = gather(path)
     launches, notes = _numbered(found.launches)
     extremes = None
     if found.extremes:
@@ -97,6 +86,23 @@ def read(path: Path) -> Artifact:
         summary=summary(made, page),
         notes=(*notes, *_remarks(found, made, text)),
     )
+
+
+def gather(path: Path) -> tuple[Found, str]:
+    """What every block of the file holds, numbers in base units, and the file's text."""
+    data = path.read_bytes()
+    if not data.strip(b"\0 \t\r\n\xef\xbb\xbf\xff\xfe"):
+        raise ParseError(path, "file", "CSV of ncu", "an empty file")
+    text = decode(data)
+    del data
+    found = Found()
+    header: tuple[str, ...] | None = None
+    for block in blocks(text):
+        header = block.header
+        _read_block(path, block, found)
+    if not found.launches:
+        raise _nothing(path, text, header)
+    return found, text
 
 
 def _nothing(path: Path, text: str, header: Sequence[str] | None) -> ParseError:

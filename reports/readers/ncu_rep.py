@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import re
 import struct
+import subprocess
+import sys
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import numpy as np
 
-from harness.errors import DependencyMissing, ParseError
+from harness.errors import DependencyMissing, ParseError, ProbeError
 from reports.artifact import Artifact
+from reports.readers import ncu_rep_worker
 from reports.readers.ncu_tables import Cells, Launch, Triple, ints, summary, tables
 from reports.readers.ncu_text import PUSH_POP, START_END, Range
 from reports.readers.ncu_units import base_unit
@@ -21,6 +25,7 @@ from reports.readers.ncu_units import base_unit
 MAGIC = b"NVR\0"
 INSTALL = "pip install ncu-report"
 PURPOSE = "to read .ncu-rep files"
+TIMEOUT_S = 600
 MESSAGES = {0: None, 1: "INF", 2: "OPT", 3: "WRN", 4: "ERR"}  # kinds of rules' messages, as the CSV calls them
 SCOPES = {1: "local", 2: "global"}
 
@@ -30,18 +35,6 @@ def sniff(path: Path, head: bytes) -> bool:
     return head.startswith(MAGIC)
 
 
-def library() -> ModuleType:
-    """`ncu_report`, or `DependencyMissing` with the line that installs it."""
-    if importlib.util.find_spec("ncu_report") is None:
-        raise DependencyMissing("ncu_report", PURPOSE, INSTALL)
-    try:
-        import ncu_report  # type: ignore[import-untyped,import-not-found,unused-ignore]
-    except Exception as error:  # a library for another system fails in ways of its own
-        raise DependencyMissing("ncu_report", PURPOSE, INSTALL, f"{type(error).__name__}: {error}") from error
-    module: ModuleType = ncu_report
-    return module
-
-
 def read(path: Path) -> Artifact:
     """Read a report; ParseError for one that is truncated or no report (the library itself raises nothing then)."""
     data = path.read_bytes()
@@ -49,7 +42,9 @@ def read(path: Path) -> Artifact:
         raise ParseError(path, "file", "a report of ncu (it begins with NVR)", data[: len(MAGIC)] or "an empty file")
     if (end := block_end(data)) != len(data):
         raise ParseError(path, "size", f"{end:,} bytes", f"{len(data):,}", hint="the file is truncated or damaged")
-    actions = _actions(path, library())
+    actions = _take_apart(path)
+    if not actions:
+        raise ParseError(path, "launches", "at least one", f"none in {len(data):,} bytes", hint="is the file damaged?")
     launches = [_launch(number, action) for number, action in enumerate(actions)]
     cells, texts = _cells(actions)
     made = tables(launches, cells, texts, list(_rules(actions)))
@@ -57,58 +52,66 @@ def read(path: Path) -> Artifact:
     notes = [f"{absent} of {len(cells.value)} metrics have no value"] if absent else []
     timed = int(made["ncu_launches"]["duration_ns"].notna().sum())
     if timed < len(launches):
-        notes.append(f"{timed} of {len(launches)} launches have a duration; ncu did not finish the others")
-    version = _version(data)
-    return Artifact(path, "ncu-rep", "ncu", version, made, summary(made, "report"), tuple(notes))
+        notes.append(f"{timed} of {len(launches)} launches have a duration; ncu did not measure it of the others")
+    return Artifact(path, "ncu-rep", "ncu", _version(data), made, summary(made, "report"), tuple(notes))
 
 
-def _actions(path: Path, ncu_report: ModuleType) -> list[Any]:
-    try:
-        report = ncu_report.load_report(str(path))
-        ranges = [report.range_by_idx(index) for index in range(report.num_ranges())]
-        actions = [found.action_by_idx(index) for found in ranges for index in range(found.num_actions())]
-    except Exception as error:
-        raise ParseError(path, "report", "a readable report of ncu", f"{type(error).__name__}: {error}") from error
-    if not actions:
-        size = path.stat().st_size
-        raise ParseError(
-            path, "ranges", "at least one profiled launch", f"none in {size:,} bytes", hint="is the file truncated?"
-        )
+def _take_apart(path: Path) -> list[Any]:
+    """What the worker made of the file; it fails, or is ended, over a damaged one."""
+    if importlib.util.find_spec("ncu_report") is None:
+        raise DependencyMissing("ncu_report", PURPOSE, INSTALL)
+    with tempfile.TemporaryDirectory() as folder:
+        out = Path(folder) / "report.json"
+        argv = [sys.executable, "-P", ncu_rep_worker.__file__, str(path.absolute()), str(out)]
+        try:
+            done = subprocess.run(argv, capture_output=True, timeout=TIMEOUT_S, check=False)
+        except subprocess.TimeoutExpired as error:
+            raise ParseError(path, "report", f"an answer in {TIMEOUT_S} s", "none") from error
+        if done.returncode or not out.exists():
+            said = done.stderr.decode(errors="replace").strip().splitlines()
+            raise _failed(path, done.returncode, said)
+        actions: list[Any] = json.loads(out.read_text(encoding="ascii"))
     return actions
 
 
-def _value(action: Any, name: str) -> Any:
-    metric = action.metric_by_name(name)
-    return None if metric is None else metric.value()
+def _failed(path: Path, status: int, said: list[str]) -> ProbeError:
+    last = said[-1][:300] if said else f"exit status {status}"
+    if any(line.startswith(("ImportError", "ModuleNotFoundError")) for line in said):
+        return DependencyMissing("ncu_report", PURPOSE, INSTALL, last)
+    return ParseError(path, "report", "a report that ncu_report can read", last, hint="the file is damaged")
 
 
 def _launch(number: int, action: Any) -> Launch:
-    capability = [ints(_value(action, f"device__attribute_compute_capability_{part}")) for part in ("major", "minor")]
+    values = {name: value for name, value, _ in action["metrics"]}
+    capability = [ints(values.get(f"device__attribute_compute_capability_{part}")) for part in ("major", "minor")]
     return Launch(
         launch_id=number,
-        kernel=action.name(action.NameBase_DEMANGLED) or action.name(),
-        device_id=ints(_value(action, "launch__device_id")),
+        kernel=_clean(action["kernel"]),
+        device_id=ints(values.get("launch__device_id")),
         cc=None if None in capability else ".".join(map(str, capability)),
-        context_id=ints(_value(action, "launch__context_id")),
-        stream_id=ints(_value(action, "launch__stream_id")),
-        grid=_triple(action, "launch__grid_dim"),
-        block=_triple(action, "launch__block_dim"),
-        ranges=tuple(_ranges(action)),
+        context_id=ints(values.get("launch__context_id")),
+        stream_id=ints(values.get("launch__stream_id")),
+        grid=_triple(values, "launch__grid_dim"),
+        block=_triple(values, "launch__block_dim"),
+        ranges=tuple(_ranges(action["ranges"])),
     )
 
 
-def _triple(action: Any, stem: str) -> Triple | None:
-    x, y, z = (ints(_value(action, f"{stem}_{axis}")) for axis in "xyz")
+def _clean(text: Any) -> str:
+    """A text without the surrogates that stand for bytes that are no UTF-8."""
+    return str(text or "").encode("utf-8", "surrogateescape").decode("utf-8", "replace")
+
+
+def _triple(values: dict[str, Any], stem: str) -> Triple | None:
+    x, y, z = (ints(values.get(f"{stem}_{axis}")) for axis in "xyz")
     return None if x is None or y is None or z is None else (x, y, z)
 
 
-def _ranges(action: Any) -> Iterator[Range]:
-    state = action.nvtx_state()
-    for identifier in state.domains() if state is not None else ():
-        domain = state.domain_by_id(identifier)
-        name = "" if domain.name() == "<default domain>" else domain.name()
-        for kind, found in ((PUSH_POP, domain.push_pop_ranges()), (START_END, domain.start_end_ranges())):
-            yield from (Range(name, range_name, depth, kind) for depth, range_name in enumerate(found))
+def _ranges(domains: list[Any]) -> Iterator[Range]:
+    for domain, push_pop, start_end in domains:
+        name = "" if domain == "<default domain>" else _clean(domain)
+        for kind, found in ((PUSH_POP, push_pop), (START_END, start_end)):
+            yield from (Range(name, _clean(inside), depth, kind) for depth, inside in enumerate(found))
 
 
 def _cells(actions: list[Any]) -> tuple[Cells, list[tuple[int, str, str]]]:
@@ -118,12 +121,11 @@ def _cells(actions: list[Any]) -> tuple[Cells, list[tuple[int, str, str]]]:
     units: dict[str, int] = {}
     texts: list[tuple[int, str, str]] = []
     for index, action in enumerate(actions):
-        for name in action.metric_names():
-            found = action.metric_by_name(name)
-            content = None if found is None else found.value()
-            base, factor = base_unit((found.unit() if found is not None else "") or "")
+        for printed, content, printed_unit in action["metrics"]:
+            name = _clean(printed)
+            base, factor = base_unit(_clean(printed_unit))
             if isinstance(content, str):
-                texts.append((index, name, content))
+                texts.append((index, name, _clean(content)))
             launch.append(index)
             metric.append(names.setdefault(name, len(names)))
             unit.append(units.setdefault(base, len(units)))
@@ -134,15 +136,15 @@ def _cells(actions: list[Any]) -> tuple[Cells, list[tuple[int, str, str]]]:
 
 def _rules(actions: list[Any]) -> Iterator[dict[str, Any]]:
     for index, action in enumerate(actions):
-        for rule in action.rule_results_as_dicts():
+        for rule in action["rules"]:
             message, speedup = rule.get("rule_message") or {}, rule.get("speedup_estimation") or {}
             yield {
                 "launch": index,
-                "section": rule.get("section_identifier"),
-                "rule": rule.get("rule_identifier") or rule.get("name"),
+                "section": _clean(rule.get("section_identifier")),
+                "rule": _clean(rule.get("rule_identifier") or rule.get("name")),
                 "kind": MESSAGES.get(message.get("type", 0), "INF"),
-                "title": message.get("title"),
-                "message": message.get("message"),
+                "title": _clean(message.get("title")),
+                "message": _clean(message.get("message")),
                 "speedup_scope": SCOPES.get(speedup.get("type", 0)),
                 "estimated_speedup_pct": float(speedup.get("speedup", float("nan"))),
             }

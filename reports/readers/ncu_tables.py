@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -290,8 +291,8 @@ def records(frame: pd.DataFrame) -> list[dict[str, Any]]:
     return [dict(zip(names, row, strict=True)) for row in zip(*columns, strict=True)]
 
 
-def _plain(column: Any) -> list[Any]:
+def _plain(column: pd.Series) -> list[Any]:
     if column.dtype.kind == "f":
-        column = column.where(np.isfinite(column))
-    values: list[Any] = column.astype(object).where(column.notna(), None).tolist()
-    return values
+        return [value if math.isfinite(value) else None for value in column.tolist()]
+    values: list[Any] = column.to_numpy(dtype=object).tolist()
+    return [None if absent else value for value, absent in zip(values, column.isna().tolist(), strict=True)]

@@ -29,7 +29,9 @@ class Moments:
 
     @classmethod
     def of(cls, calls: Calls, captures: Captures, spans: Spans) -> Moments:
-        thread, time = np.append(calls.thread, captures.thread), np.append(calls.start, captures.start)
+        thread, time = calls.thread, calls.start
+        if captures.start.size:
+            thread, time = np.append(thread, captures.thread), np.append(time, captures.start)
         ranges = Ranges(spans.thread, spans.start, spans.end, time)
         return cls(
             thread, time, ranges,
@@ -85,7 +87,7 @@ def _innermost_of(chosen: Bools, spans: Spans, thread: Ints, time: Ints) -> Ints
     """As if there were no ranges but the chosen."""
     rows = np.flatnonzero(chosen)
     if not rows.size:
-        return np.full(len(time), NONE, dtype=np.int64)
+        return np.broadcast_to(np.int64(NONE), time.shape)
     return _at(rows, Ranges(spans.thread[rows], spans.start[rows], spans.end[rows], time).innermost(thread, time))
 
 

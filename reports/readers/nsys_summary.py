@@ -87,7 +87,7 @@ def by_range(ranges: pd.DataFrame, launches: Mapping[str, Launches], moments: Mo
         return []
     scope = ranges["domain"].cat.codes.to_numpy(np.int64) * (len(ranges["range_group"].cat.categories) + 1)
     group, above = paths(
-        moments.ranges.parents, scope + ranges["range_group"].cat.codes.to_numpy(np.int64), moments.ranges.order
+        moments.ranges.parents, scope + ranges["range_group"].cat.codes.to_numpy(np.int64), moments.ranges.depths
     )
     count = len(above)
     first = np.full(count, len(group), dtype=np.int64)

@@ -279,6 +279,7 @@
   // The timeline.
 
   const [HEAD, ROW, GROUP, FOOT] = [22, 17, 20, 4];
+  const WIDE = 56; // pixels of a gap that is worth saying how long it is
 
   class Timeline extends Picture {
     constructor(box, content, columns) {
@@ -362,12 +363,13 @@
 
     paintLane(context, { y, lane, index }, theme) {
       const { start, end, idle, from, scale } = this;
-      const [height, stop, to] = [ROW - 2, this.offsets[index + 1], this.to];
+      const [height, stop, to, gaps] = [ROW - 2, this.offsets[index + 1], this.to, lane.kind === "work"];
       context.fillStyle = theme.soft;
       context.fillRect(0, y, this.width, height);
       const narrow = new Map(); // colour and how full a pixel is -> pixels
+      const broad = new Map(); // colour -> left edges and widths; one change of colour is dearer than many boxes
       const labels = [];
-      let pixel = -1, full = 0, longest = -1, most = 0, before = -1, painted = "";
+      let pixel = -1, full = 0, longest = -1, most = 0, before = -1;
       const flush = () => {
         if (pixel < 0) return;
         const key = this.tone(lane, longest) + Math.min(4, Math.ceil(full * 4));
@@ -385,15 +387,19 @@
         } else {
           flush();
           const [x, right] = [Math.max(0, left), Math.min(this.width, left + wide)];
+          const size = Math.max(1, right - x - (wide > 4 ? 1 : 0));
           const tone = this.tone(lane, event);
-          if (tone !== painted) context.fillStyle = painted = tone;
-          if (idle[event]) context.globalAlpha = 1 - 0.7 * (idle[event] / 255);
-          context.fillRect(x, y, Math.max(1, right - x - (wide > 4 ? 1 : 0)), height);
-          if (idle[event]) context.globalAlpha = 1;
+          if (idle[event]) { // a block of several: the paler, the less of it was busy
+            context.globalAlpha = 1 - 0.7 * (idle[event] / 255);
+            context.fillStyle = tone;
+            context.fillRect(x, y, size, height);
+            context.globalAlpha = 1;
+          } else if (broad.has(tone)) broad.get(tone).push(x, size);
+          else broad.set(tone, [x, size]);
           if (right - x > 28) labels.push([event, x, right - x]);
         }
-        if (lane.kind === "work" && before >= 0) this.gap(context, end[before], start[event], y, theme);
-        before = event;
+        if (gaps && before >= 0 && (start[event] - before) * scale >= WIDE) this.gap(context, before, start[event], y, theme);
+        before = end[event];
       }
       flush();
       for (const [key, pixels] of narrow) {
@@ -402,12 +408,14 @@
         for (const x of pixels) context.fillRect(x, y, 1, height);
       }
       context.globalAlpha = 1;
+      for (const [tone, boxes] of broad) {
+        context.fillStyle = tone;
+        for (let place = 0; place < boxes.length; place += 2) context.fillRect(boxes[place], y, boxes[place + 1], height);
+      }
       for (const [event, x, wide] of labels) this.text(context, this.title(event), x + 3, y + height / 2 + 0.5, wide - 6, INK);
     }
 
     gap(context, from, to, y, theme) { // how long nothing ran, where there is room to say it
-      const wide = (to - from) * this.scale;
-      if (wide < 56) return;
       const [x, right] = [Math.max(0, (from - this.from) * this.scale), Math.min(this.width, (to - this.from) * this.scale)];
       context.strokeStyle = theme.quiet;
       context.globalAlpha = 0.6;
@@ -565,9 +573,9 @@
     tall() { return (this.deepest + 1) * BOX; }
 
     tone(index) {
-      const { domain, name } = this.content;
-      if (domain[index] === "kernel") return WORK[this.kernelTones.get(name[index])] ?? TONES.other;
-      return domain[index] === "" ? TONES.other : TONES.ranges[this.domains.indexOf(domain[index]) % TONES.ranges.length];
+      const { kind, domain, name } = this.content;
+      if (kind[index] === "kernel") return WORK[this.kernelTones.get(name[index])] ?? TONES.other;
+      return kind[index] === "rest" ? TONES.other : TONES.ranges[this.domains.indexOf(domain[index]) % TONES.ranges.length];
     }
 
     paint(context) {
@@ -594,10 +602,10 @@
     share(index) { return `${Number(((100 * this.content.length[index]) / this.span).toPrecision(3))} %`; }
 
     lines(index) {
-      const { length, name, domain, kernels, parent } = this.content;
+      const { length, name, kind, domain, kernels, parent } = this.content;
       const path = [];
       for (let above = parent[index]; above >= 0; above = parent[above]) path.unshift(name[above]);
-      const what = { kernel: "kernel", "": "" }[domain[index]] ?? `range in domain ${domain[index]}`;
+      const what = kind[index] === "range" ? `range in ${domain[index] ? `domain ${domain[index]}` : "the default domain"}` : kind[index] === "kernel" ? "kernel" : "";
       return [name[index], `${seconds(length[index])} of GPU time, ${this.share(index)} of all, ${whole(kernels[index])} kernel launches`,
         ...(what ? [what] : []), ...(path.length ? [`under ${path.join(" › ")}`] : [])];
     }

@@ -75,7 +75,7 @@ def test_each_moment_counts_once_under_a_group_however_its_ranges_overlap(spans,
 def test_paths_group_by_all_names_from_the_outermost(spans, random):
     ranges = Ranges(*columns(spans, 3), np.array([0]))
     names = [random.randrange(3) for _ in spans]
-    group, above = paths(ranges.parents, np.array(names, dtype=np.int64), ranges.order)
+    group, above = paths(ranges.parents, np.array(names, dtype=np.int64), ranges.depths)
 
     def path(row):
         up = int(ranges.parents[row])

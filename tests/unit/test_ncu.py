@@ -1,8 +1,10 @@
 """Reports of ncu: ground truth on real files, and nothing but a ParseError on broken ones."""
 
 import csv
+import importlib.util
 import io
 import math
+import random
 import sys
 from pathlib import Path
 
@@ -194,8 +196,33 @@ def test_the_end_of_garbage_is_found_too(content):
     assert ncu_rep.block_end(b"NVR\0" + content) >= 4 + len(content)
 
 
+@pytest.mark.usefixtures("library")
+@pytest.mark.parametrize("seed", range(4))
+def test_a_damaged_report_file_is_read_or_refused(tmp_path, seed):
+    rng = random.Random(seed)
+    data = bytearray((DATA / "gtx1660_2022.4.ncu-rep").read_bytes())
+    for _ in range(200):
+        data[rng.randrange(4, len(data))] = rng.randrange(256)
+    path = tmp_path / "damaged.ncu-rep"
+    path.write_bytes(data)
+    try:
+        check(ncu_rep.read(path))
+    except ParseError as error:
+        assert str(path) in str(error)  # noqa: PT017
+
+
+def test_a_worker_that_dies_is_told(tmp_path, monkeypatch):
+    worker = tmp_path / "worker.py"
+    worker.write_text("import os; os.abort()")
+    monkeypatch.setattr(ncu_rep.ncu_rep_worker, "__file__", str(worker))
+    pytest.importorskip("ncu_report")
+    with pytest.raises(ParseError, match="exit status"):
+        ncu_rep.read(DATA / "gtx1660_2022.4.ncu-rep")
+
+
 def test_without_the_library_the_message_says_what_to_install(monkeypatch):
-    monkeypatch.setitem(sys.modules, "ncu_report", None)
+    monkeypatch.delitem(sys.modules, "ncu_report", raising=False)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(DependencyMissing) as raised:
         ncu_rep.read(DATA / "gtx1660_2022.4.ncu-rep")
     assert raised.value.hint == "pip install ncu-report"
