@@ -204,7 +204,7 @@ def write(path: Path, shape: Shape, kind: str = "steady") -> Path:
 
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("out", type=Path)
+    parser.add_argument("out", type=Path, nargs="?", help="nothing is written without it")
     parser.add_argument("--kernels", type=int, default=200_000)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--processes", type=int, default=1)
@@ -214,5 +214,6 @@ def arguments() -> argparse.Namespace:
 
 if __name__ == "__main__":
     options = arguments()
-    write(options.out, Shape(options.kernels, options.threads, options.processes), options.shape)
-    print(options.out, options.out.stat().st_size, "bytes")
+    if options.out:
+        write(options.out, Shape(options.kernels, options.threads, options.processes), options.shape)
+        print(options.out, options.out.stat().st_size, "bytes")

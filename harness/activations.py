@@ -35,7 +35,9 @@ def tensor_types(model: Model) -> dict[str, int]:
 def feeds_as(inputs: Sequence[ValueInfoProto], feeds: Feeds, reader: str) -> dict[str, np.ndarray]:
     """Those of `feeds` that are read, floats in the type that is wanted. Raises UsageError if one is missing."""
     if missing := [value.name for value in inputs if value.name not in feeds]:
-        raise UsageError(f"{reader}: no array for input {missing[0]!r}; got {sorted(feeds)}", hint="give one for every input")
+        raise UsageError(
+            f"{reader}: no array for input {missing[0]!r}; got {sorted(feeds)}", hint="give one for every input"
+        )
     return {value.name: _as_wanted(feeds[value.name], value.type.tensor_type.elem_type) for value in inputs}
 
 
@@ -92,7 +94,11 @@ def _non_tensors(proto: onnx.ModelProto) -> set[str]:
         inferred = shape_inference.infer_shapes(proto).graph
     except Exception:  # noqa: BLE001  inference raises bare exceptions; the run then tells
         return set()
-    return {v.name for v in (*inferred.value_info, *inferred.output) if v.type.WhichOneof("value") not in (None, "tensor_type")}
+    return {
+        v.name
+        for v in (*inferred.value_info, *inferred.output)
+        if v.type.WhichOneof("value") not in (None, "tensor_type")
+    }
 
 
 def _as_wanted(array: np.ndarray, dtype: int) -> np.ndarray:

@@ -89,7 +89,10 @@ class Hybrid:
 def _sides(matching: Matching) -> tuple[_Side, _Side]:
     sides = []
     known: dict[str, str] = {}  # digest of a weight -> its name in the woven graph: common ones are there once
-    for tag, model, types in (("model", matching.model, matching.model_types), ("good", matching.good, matching.good_types)):
+    for tag, model, types in (
+        ("model", matching.model, matching.model_types),
+        ("good", matching.good, matching.good_types),
+    ):
         digests = {t.name: _digest(t, model.weights.get(t.name)) for t in model.graph.initializer}
         weights = {name: known.setdefault(digest, f"{tag}:{name}") for name, digest in digests.items()}
         makers = {name for node in model.nodes for name in node.proto.output if name}
@@ -102,7 +105,9 @@ def _digest(tensor: TensorProto, array: np.ndarray | None) -> str:
     head = f"{tensor.data_type} {tuple(tensor.dims)} "
     if value.dtype == object:  # strings
         return head + repr(value.tolist())
-    return head + hashlib.blake2b(np.ascontiguousarray(value).reshape(-1).view(np.uint8).data, digest_size=16).hexdigest()
+    return (
+        head + hashlib.blake2b(np.ascontiguousarray(value).reshape(-1).view(np.uint8).data, digest_size=16).hexdigest()
+    )
 
 
 def _wide_types(matching: Matching, ours: _Side, theirs: _Side) -> dict[str, int]:
@@ -148,7 +153,11 @@ def _meanings(side: _Side, nodes: Sequence[int], reads: Mapping[str, str]) -> Ca
 
     for index in nodes:
         node = side.model.nodes[index].proto
-        text = known[node.input[0]] if node.op_type == "Identity" and node.input[0] in known else _meaning(node, side.model, of)
+        text = (
+            known[node.input[0]]
+            if node.op_type == "Identity" and node.input[0] in known
+            else _meaning(node, side.model, of)
+        )
         for position, name in enumerate(node.output):
             if name and name not in reads:
                 known[name] = text if node.op_type == "Identity" else f"{text}:{position}"
@@ -193,10 +202,14 @@ def _drop_defaults(node: onnx.NodeProto, opset: int) -> None:
 
 def _plain(region: Region, ours: _Side, wide: Mapping[str, int], tag: str) -> list[onnx.NodeProto]:
     """The region once, for all: what it makes is what the others read."""
-    return _write(region.ours, region.our_reads, ours, wide, {link.ours: now(link.ours) for link in region.links}, f"{tag}:same")
+    return _write(
+        region.ours, region.our_reads, ours, wide, {link.ours: now(link.ours) for link in region.links}, f"{tag}:same"
+    )
 
 
-def _switched(region: Region, ours: _Side, theirs: _Side, wide: Mapping[str, int], index: int, tag: str) -> onnx.NodeProto:
+def _switched(
+    region: Region, ours: _Side, theirs: _Side, wide: Mapping[str, int], index: int, tag: str
+) -> onnx.NodeProto:
     """`If(flag) {MODEL's way} else {GOOD's way}`."""
     made = [now(link.ours) for link in region.links]
     branches = []
@@ -224,7 +237,9 @@ def _write(
             names[name] = f"{tag}:{name}:narrow"
             written.append(helper.make_node("Cast", [current], [names[name]], to=side.types[name]))
     made = {name for index in nodes for name in side.model.nodes[index].proto.output}
-    direct = {own: to for own, to in targets.items() if own in made and wide[to] == side.types[own] and own not in reads}
+    direct = {
+        own: to for own, to in targets.items() if own in made and wide[to] == side.types[own] and own not in reads
+    }
 
     def name_of(name: str) -> str:
         return direct.get(name) or names.get(name) or side.weights.get(name) or f"{tag}:{name}"

@@ -57,7 +57,9 @@ class Sanitised:
     `candidates` are the indices of the nodes that can be chosen, all with float outputs unless given.
     """
 
-    def __init__(self, model: Model, candidates: Iterable[int] | None = None, *, threads: int = 0, optimise: bool = True) -> None:
+    def __init__(
+        self, model: Model, candidates: Iterable[int] | None = None, *, threads: int = 0, optimise: bool = True
+    ) -> None:
         _check_opset(model)
         types = tensor_types(model)
         able = [node.index for node in model.nodes if _can_be_made_finite(node.proto, types)]
@@ -71,7 +73,9 @@ class Sanitised:
             if node.index in number:
                 finite = _made_finite(node.proto, types, model.opset)
                 name = next(n for n in node.proto.output if n)
-                nodes.append(if_node(flag(number[node.index]), node.proto.output, plain, finite, types, f"{name}:finite"))
+                nodes.append(
+                    if_node(flag(number[node.index]), node.proto.output, plain, finite, types, f"{name}:finite")
+                )
             else:
                 nodes += plain
         proto = with_flags(model.proto, nodes, len(self.candidates))
@@ -242,6 +246,16 @@ def _limits() -> list[TensorProto]:
     tensors = []
     for dtype, kind in ((TensorProto.FLOAT, np.float32), (TensorProto.DOUBLE, np.float64)):
         top = float(np.finfo(kind).max)
-        values = {"zero": 0.0, "top": top, "bottom": -top, "large": top**0.25, "small": -(top**0.25), "large16": 16.0, "small16": -16.0}
-        tensors += [numpy_helper.from_array(np.array(value, kind), _limit_name(name, dtype)) for name, value in values.items()]
+        values = {
+            "zero": 0.0,
+            "top": top,
+            "bottom": -top,
+            "large": top**0.25,
+            "small": -(top**0.25),
+            "large16": 16.0,
+            "small16": -16.0,
+        }
+        tensors += [
+            numpy_helper.from_array(np.array(value, kind), _limit_name(name, dtype)) for name, value in values.items()
+        ]
     return tensors

@@ -100,7 +100,9 @@ def now(name: str) -> str:
 
 def _regions(ours: Fabric, theirs: Fabric, links: Sequence[Link], sinks: Collection[str]) -> list[Region]:
     readable = [link for link in links if link.ours not in sinks]
-    border = {name: name for name in ours.inputs} | {link.ours: now(link.ours) for link in readable if link.ours in ours.maker}
+    border = {name: name for name in ours.inputs} | {
+        link.ours: now(link.ours) for link in readable if link.ours in ours.maker
+    }
     holders = _holders(ours, theirs, readable)
     groups: dict[tuple[int, str], list[Link]] = defaultdict(list)
     for link in links:  # tensors that one node makes are one region

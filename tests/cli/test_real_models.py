@@ -26,7 +26,17 @@ def folder(tmp_path_factory) -> Path:
 
 def bisect(folder: Path, name: str, *words: str, inputs: str | None = None) -> dict:
     out = folder / f"{name}-{len(list(folder.iterdir()))}"
-    cli.run(["bisect", str(folder / f"{name}.onnx"), "--inputs", str(folder / f"{inputs or name}.npz"), *words, "--out", str(out)])
+    cli.run(
+        [
+            "bisect",
+            str(folder / f"{name}.onnx"),
+            "--inputs",
+            str(folder / f"{inputs or name}.npz"),
+            *words,
+            "--out",
+            str(out),
+        ]
+    )
     return json.loads((out / "result.json").read_text()) | {"folder": out}
 
 

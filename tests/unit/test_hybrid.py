@@ -72,7 +72,9 @@ def mlp(seed=0, depth=5, width=16, **changes) -> Model:
         constants[f"w{i}"] = (rng.standard_normal((width, width)) / np.sqrt(width)).astype(np.float32)
         constants[f"b{i}"] = rng.standard_normal(width).astype(np.float32)
         for op, name, second in (("MatMul", f"mm{i}", f"w{i}"), ("Add", f"add{i}", f"b{i}"), ("Tanh", f"act{i}", None)):
-            nodes.append(helper.make_node(changes.get(name, op), [last, *([second] if second else [])], [f"t_{name}"], name=name))
+            nodes.append(
+                helper.make_node(changes.get(name, op), [last, *([second] if second else [])], [f"t_{name}"], name=name)
+            )
             last = f"t_{name}"
     nodes[-1].output[0] = "y"
     constants |= {name: value for name, value in changes.items() if isinstance(value, np.ndarray)}
@@ -115,7 +117,9 @@ def test_planted_faults_are_the_candidates(changes, culprits, rename):
     prefix = "other_" if rename else ""
     assert [part.key for part in hybrid.parts] == [prefix + name for name in culprits]
     assert smallest(hybrid, good, x()) == [[prefix + name for name in culprits]]
-    assert matching.first_divergent(1e-3)[0].node == model.nodes.index(next(n for n in model.nodes if n.key == prefix + culprits[0]))
+    assert matching.first_divergent(1e-3)[0].node == model.nodes.index(
+        next(n for n in model.nodes if n.key == prefix + culprits[0])
+    )
     part = hybrid.parts[0]
     assert (part.nodes, part.good_nodes) == ((part.key,), (culprits[0],))
 
@@ -133,7 +137,10 @@ def test_other_weights_throughout_still_pair_node_by_node():
 
 def test_an_attribute_that_changed_is_a_candidate_and_a_default_written_out_is_not():
     def model(**said):
-        nodes = [helper.make_node("Softmax", ["x"], ["s"], name="soft", **said), helper.make_node("Neg", ["s"], ["y"], name="neg")]
+        nodes = [
+            helper.make_node("Softmax", ["x"], ["s"], name="soft", **said),
+            helper.make_node("Neg", ["s"], ["y"], name="neg"),
+        ]
         return make_model(nodes, [("x", FLOAT, [4, 16])], [("y", FLOAT)], {})
 
     assert Hybrid(match(model(axis=-1), model(), [x()])).parts == []
@@ -211,7 +218,10 @@ def quantised(good: Model, scales) -> Model:
         if copy.op_type == "MatMul":
             data, weight = copy.input
             scale = np.float32(np.abs(constants[weight]).max() / 127)
-            constants |= {f"{weight}_scale": scale, f"{weight}_q": np.clip(np.rint(constants.pop(weight) / scale), -127, 127).astype(np.int8)}
+            constants |= {
+                f"{weight}_scale": scale,
+                f"{weight}_q": np.clip(np.rint(constants.pop(weight) / scale), -127, 127).astype(np.int8),
+            }
             constants[f"{data}_scale"] = np.float32(scales.get(node.key, 4 / 127))
             nodes += [helper.make_node("QuantizeLinear", [data, f"{data}_scale", "zero"], [f"{data}_q"], name=f"q_{node.key}"),
                       helper.make_node("DequantizeLinear", [f"{data}_q", f"{data}_scale", "zero"], [f"{data}_dq"], name=f"dq_{node.key}"),
@@ -253,9 +263,14 @@ def test_a_model_in_fp16_is_compared_as_it_is_stored():
     assert 0 < errors["x_half"] < errors["y_half"] < 1e-2
     assert hybrid.run(x(), [])[0].dtype == np.float32
     up, down = {"up": np.float32(6e4), "down": np.float32(1e-4)}, [("x", FLOAT, [1])]
-    nodes = [helper.make_node("Mul", ["x", "up"], ["big"], name="scale_up"), helper.make_node("Mul", ["big", "down"], ["y"], name="scale_down")]
+    nodes = [
+        helper.make_node("Mul", ["x", "up"], ["big"], name="scale_up"),
+        helper.make_node("Mul", ["big", "down"], ["y"], name="scale_down"),
+    ]
     good = make_model(nodes, down, [("y", FLOAT)], up)
-    half = make_model(nodes, [("x", FLOAT16, [1])], [("y", FLOAT16)], {name: value.astype(np.float16) for name, value in up.items()})
+    half = make_model(
+        nodes, [("x", FLOAT16, [1])], [("y", FLOAT16)], {name: value.astype(np.float16) for name, value in up.items()}
+    )
     feeds = {"x": np.array([10], np.float32)}
     hybrid = Hybrid(match(half, good, [feeds]))
     outcomes = {applied: float(hybrid.run(feeds, applied)[0][0]) for applied in ((), (0,), (1,), (0, 1))}
@@ -264,11 +279,20 @@ def test_a_model_in_fp16_is_compared_as_it_is_stored():
 
 def test_different_inputs_names_and_opsets():
     """MODEL reads `sr` as well, calls its output otherwise, and is written at a newer opset."""
-    nodes = [helper.make_node("ReduceMean", ["x"], ["m"], name="mean", axes=[1], keepdims=1), helper.make_node("Sub", ["x", "m"], ["y"], name="centre")]
+    nodes = [
+        helper.make_node("ReduceMean", ["x"], ["m"], name="mean", axes=[1], keepdims=1),
+        helper.make_node("Sub", ["x", "m"], ["y"], name="centre"),
+    ]
     good = make_model(nodes, [("x", FLOAT, ["n", 16])], [("y", FLOAT)], {}, opset=13)
     newer = [helper.make_node("ReduceMean", ["x", "axes"], ["m"], name="mean", keepdims=1), helper.make_node("Sub", ["x", "m"], ["d"], name="centre"),
              helper.make_node("Cast", ["sr"], ["rate"], name="cast", to=FLOAT), helper.make_node("Mul", ["d", "rate"], ["out"], name="scale")]  # fmt: skip
-    model = make_model(newer, [("x", FLOAT, ["n", 16]), ("sr", INT64, [])], [("out", FLOAT)], {"axes": np.array([1], np.int64)}, opset=18)
+    model = make_model(
+        newer,
+        [("x", FLOAT, ["n", 16]), ("sr", INT64, [])],
+        [("out", FLOAT)],
+        {"axes": np.array([1], np.int64)},
+        opset=18,
+    )
     feeds = x() | {"sr": np.array(2)}
     _, hybrid = assert_ends_are_both_models(model, good, [feeds])
     np.testing.assert_allclose(hybrid.run(feeds, range(len(hybrid.parts)))[0], 2 * run(good, feeds)[0], rtol=1e-5)
@@ -303,7 +327,10 @@ def test_shifted_names_are_not_believed():
 
 def test_weights_in_common_are_held_once():
     big = np.random.default_rng(0).standard_normal((64, 64)).astype(np.float32)
-    nodes = [helper.make_node("MatMul", ["x", "w"], ["h"], name="mm"), helper.make_node("Relu", ["h"], ["y"], name="act")]
+    nodes = [
+        helper.make_node("MatMul", ["x", "w"], ["h"], name="mm"),
+        helper.make_node("Relu", ["h"], ["y"], name="act"),
+    ]
     good = make_model(nodes, [("x", FLOAT, [1, 64])], [("y", FLOAT)], {"w": big})
     nodes[1].op_type = "Tanh"
     model = make_model(nodes, [("x", FLOAT, [1, 64])], [("y", FLOAT)], {"w": big.copy()})
@@ -325,12 +352,23 @@ def test_sketches_estimate_distances(size):
     a = rng.standard_normal(size).astype(np.float32)
     b = a + rng.standard_normal(size).astype(np.float32) * 0.1
     true = np.linalg.norm(a - b) / np.linalg.norm(b)
-    assert np.linalg.norm(sketch(a) - sketch(b)) / np.linalg.norm(sketch(b)) == pytest.approx(true, rel=0.3 if size > 256 else 1e-5)
+    assert np.linalg.norm(sketch(a) - sketch(b)) / np.linalg.norm(sketch(b)) == pytest.approx(
+        true, rel=0.3 if size > 256 else 1e-5
+    )
 
 
 def test_a_model_at_a_newer_opset_computes_the_same():
-    nodes = [helper.make_node("MatMul", ["x", "w"], ["h"], name="mm"), helper.make_node("ReduceSum", ["h"], ["y"], name="sum", axes=[1])]
-    model = make_model(nodes, [("x", FLOAT, ["n", 64])], [("y", FLOAT)], {"w": np.random.default_rng(0).standard_normal((64, 64)).astype(np.float32)}, opset=11)
+    nodes = [
+        helper.make_node("MatMul", ["x", "w"], ["h"], name="mm"),
+        helper.make_node("ReduceSum", ["h"], ["y"], name="sum", axes=[1]),
+    ]
+    model = make_model(
+        nodes,
+        [("x", FLOAT, ["n", 64])],
+        [("y", FLOAT)],
+        {"w": np.random.default_rng(0).standard_normal((64, 64)).astype(np.float32)},
+        opset=11,
+    )
     newer = at_opset(model, 18)
     assert newer.opset == 18
     assert model.weights.keys() == newer.weights.keys() == {"w"}

@@ -21,8 +21,13 @@ NAN, INF = np.float32("nan"), np.float32("inf")
 
 def chain(*steps, constants=None, shape=(3,), dtype=FLOAT, opset=17, outputs=None):
     """A model of (op, inputs, output) steps, each node named by its output; the last output is the model's."""
-    nodes = [helper.make_node(op, read, [made], name=made, **said) for op, read, made, said in (s if len(s) == 4 else (*s, {}) for s in steps)]
-    return make_model(nodes, [("x", dtype, list(shape))], [(o, dtype) for o in outputs or [steps[-1][2]]], constants or {}, opset)
+    nodes = [
+        helper.make_node(op, read, [made], name=made, **said)
+        for op, read, made, said in (s if len(s) == 4 else (*s, {}) for s in steps)
+    ]
+    return make_model(
+        nodes, [("x", dtype, list(shape))], [(o, dtype) for o in outputs or [steps[-1][2]]], constants or {}, opset
+    )
 
 
 def brief(origins):
@@ -55,7 +60,12 @@ def test_counts_say_how_many_elements():
 def test_weights_and_inputs_that_are_not_finite_are_told():
     large = np.ones((64, 64), np.float32)
     large[3, 5] = NAN
-    model = chain(("MatMul", ["x", "w"], "h"), ("Add", ["h", "b"], "y"), shape=(1, 64), constants={"w": large, "b": np.array([INF], np.float32)})
+    model = chain(
+        ("MatMul", ["x", "w"], "h"),
+        ("Add", ["h", "b"], "y"),
+        shape=(1, 64),
+        constants={"w": large, "b": np.array([INF], np.float32)},
+    )
     assert "w" in model.weights
     origins = trace_nonfinite(model, {"x": np.ones((1, 64), np.float32)})
     assert [(o.tensor, o.source, o.node) for o in origins] == [("b", "weight", None), ("w", "weight", None)]
@@ -65,7 +75,9 @@ def test_weights_and_inputs_that_are_not_finite_are_told():
 
 
 def softmax_with_mask(mask):
-    return chain(("Add", ["x", "mask"], "s"), ("Softmax", ["s"], "y", {"axis": -1}), shape=mask.shape, constants={"mask": mask})
+    return chain(
+        ("Add", ["x", "mask"], "s"), ("Softmax", ["s"], "y", {"axis": -1}), shape=mask.shape, constants={"mask": mask}
+    )
 
 
 def test_a_mask_of_minus_infinity_is_benign_until_a_row_is_masked_out():
@@ -104,7 +116,13 @@ def test_a_cause_outlives_its_effects():
 
 def test_what_shows_up_behind_a_sanitised_node_is_suspected_too():
     """The second logarithm is of a negative number whatever the first one gives."""
-    model = chain(("Log", ["x"], "a"), ("Abs", ["a"], "b"), ("Sub", ["c", "b"], "d"), ("Log", ["d"], "y"), constants={"c": np.float32(-1)})
+    model = chain(
+        ("Log", ["x"], "a"),
+        ("Abs", ["a"], "b"),
+        ("Sub", ["c", "b"], "d"),
+        ("Log", ["d"], "y"),
+        constants={"c": np.float32(-1)},
+    )
     assert [o.node for o in trace_nonfinite(model, vector(-1, -2, -3))] == [0]
     assert suspects(model, [vector(-1, -2, -3)]) == [3, 0]
     assert suspects(model, [vector(1, 2, 3), vector(-1, -2, -3)]) == [3, 0]
@@ -123,8 +141,14 @@ def test_an_overflow_of_fp16_is_seen_where_it_is_stored():
 
 
 def test_double_and_several_outputs():
-    nodes = [helper.make_node("Split", ["x"], ["a", "b"], name="split", axis=0), helper.make_node("Log", ["a"], ["la"]), helper.make_node("Log", ["b"], ["lb"])]
-    model = make_model(nodes, [("x", TensorProto.DOUBLE, [2])], [("la", TensorProto.DOUBLE), ("lb", TensorProto.DOUBLE)], {})
+    nodes = [
+        helper.make_node("Split", ["x"], ["a", "b"], name="split", axis=0),
+        helper.make_node("Log", ["a"], ["la"]),
+        helper.make_node("Log", ["b"], ["lb"]),
+    ]
+    model = make_model(
+        nodes, [("x", TensorProto.DOUBLE, [2])], [("la", TensorProto.DOUBLE), ("lb", TensorProto.DOUBLE)], {}
+    )
     feeds = {"x": np.array([-1.0, 2.0])}
     assert brief(trace_nonfinite(model, feeds)) == [("la", {"nan"}, True, ("la",))]
     la, lb = Sanitised(model).run(feeds, [])
@@ -132,10 +156,19 @@ def test_double_and_several_outputs():
 
 
 def test_an_if_is_one_node():
-    body = helper.make_graph([helper.make_node("Log", ["x"], ["inner"])], "then", [], [helper.make_tensor_value_info("inner", FLOAT, None)])
-    other = helper.make_graph([helper.make_node("Neg", ["x"], ["outer"])], "else", [], [helper.make_tensor_value_info("outer", FLOAT, None)])
-    nodes = [helper.make_node("If", ["c"], ["h"], name="branch", then_branch=body, else_branch=other), helper.make_node("Neg", ["h"], ["y"])]
-    model = make_model(nodes, [("x", FLOAT, [1]), ("c", TensorProto.BOOL, [])], [("y", FLOAT)], {"unused": np.array([NAN], np.float32)})
+    body = helper.make_graph(
+        [helper.make_node("Log", ["x"], ["inner"])], "then", [], [helper.make_tensor_value_info("inner", FLOAT, None)]
+    )
+    other = helper.make_graph(
+        [helper.make_node("Neg", ["x"], ["outer"])], "else", [], [helper.make_tensor_value_info("outer", FLOAT, None)]
+    )
+    nodes = [
+        helper.make_node("If", ["c"], ["h"], name="branch", then_branch=body, else_branch=other),
+        helper.make_node("Neg", ["h"], ["y"]),
+    ]
+    model = make_model(
+        nodes, [("x", FLOAT, [1]), ("c", TensorProto.BOOL, [])], [("y", FLOAT)], {"unused": np.array([NAN], np.float32)}
+    )
     feeds = {"x": np.array([-1], np.float32), "c": np.array(True)}
     assert brief(trace_nonfinite(model, feeds)) == [("h", {"nan"}, True, ("y",))]
     assert suspects(model, [feeds]) == [0]
@@ -172,6 +205,7 @@ def test_every_set_of_nodes_can_be_left_as_it_is():
     large = np.float32(float(top) ** 0.25)
     for size in range(4):
         for left in itertools.combinations(range(3), size):
+
             def keep(value, index, left=left):
                 return value if index in left else np.nan_to_num(value, nan=0.0, posinf=large, neginf=-large)
 
