@@ -36,7 +36,7 @@ from harness.model import Model
 from probes import candidates as candidates_of
 from probes import search, verdicts
 
-PLANTED = {"silero-vad-16k": 2, "minilm": 1}  # how many overflows
+PLANTED = {"silero-vad-16k": 2, "minilm": 1, "ppocr-cls": 2}  # how many overflows
 NATURAL = ("magika", "ppocr-det", "ppocr-rec")
 
 

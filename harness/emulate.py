@@ -88,7 +88,7 @@ class Emulation:
         proto.graph.initializer.extend(weight_tensor(name, array) for name, array in plan.rounded.items())
         self._model = Segmented(
             proto, nodes, plan.flags, model.weights | plan.rounded, _with_rounded(model.dtypes, plan.offered),
-            threads=threads, optimise=optimise, fold_constants=twice, lean=not twice, spin=False, folder=None if twice else model.path.parent,
+            threads=threads, optimise=optimise, fold_constants=twice, lean=not twice, folder=None if twice else model.path.parent,
         )  # fmt: skip
 
     def bind(self, feeds: Feeds) -> Sample:

@@ -41,6 +41,7 @@ LIBRARIES: dict[str, Library] = {
         Library("pycuda", "to run CUDA kernels (nvcc)", "pip install 'probe-trt[gpu]'"),
         Library("nvtx", "to mark builds and launches in the profiler's timeline", "pip install 'probe-trt[gpu]'"),
         Library("distributed", "to search on more than one machine", "pip install 'probe-trt[cluster]'"),
+        Library("ncu_report", "to read .ncu-rep files", "pip install 'probe-trt[ncu]'"),
     )
 }
 

@@ -17,6 +17,21 @@ from harness.model import HELD, walk
 
 Feeds = Mapping[str, np.ndarray]
 
+_shares_threads = False
+
+
+def share_threads(threads: int = 0) -> None:
+    """From now on all sessions of this process share one pool of threads (0: one a core); call it before the first.
+
+    Pools of their own spin against each other where sessions take turns. ONNX Runtime then refuses sessions that do
+    not share, whoever makes them: this is for processes of ours.
+    """
+    global _shares_threads
+    ort = optional.load("onnxruntime")
+    if hasattr(ort, "set_global_thread_pool_sizes"):
+        ort.set_global_thread_pool_sizes(threads, 1)
+        _shares_threads = True
+
 
 class RunFailed(Exception):
     """ONNX Runtime refused the model or stopped while running it; callers decide whether that is a verdict."""
@@ -27,23 +42,21 @@ class Runner:
 
     ONNX Runtime may copy the arrays. With `folder`, weights that lie in files beside the model are mapped from there
     instead, and are in memory once however many sessions and processes use them. `lean` keeps no packed copies of
-    weights and hands working memory back after each operator, for a slower run. Without `spin` its threads
-    sleep between operators: right where several sessions take turns.
+    weights and hands working memory back after each operator, for a slower run.
     """
 
     def __init__(
         self, proto: onnx.ModelProto, weights: Mapping[str, np.ndarray], *, threads: int = 0, optimise: bool = True,
-        fold_constants: bool = True, lean: bool = False, spin: bool = True, folder: Path | None = None,
+        fold_constants: bool = True, lean: bool = False, folder: Path | None = None,
     ) -> None:  # fmt: skip
         ort = optional.load("onnxruntime")
         self._values_of = ort.OrtValue
         options = ort.SessionOptions()
         options.log_severity_level = 4
         options.intra_op_num_threads = threads
+        options.use_per_session_threads = not _shares_threads
         if not optimise:
             options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
-        if not spin:
-            options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         self._lean = lean
         if lean:
             options.add_session_config_entry("session.disable_prepacking", "1")

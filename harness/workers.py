@@ -19,6 +19,7 @@ from typing import Any, Protocol
 
 from harness.errors import EXIT_INTERNAL, ProbeError
 from harness.record import Answer, Outcome
+from harness.runtime import share_threads
 
 Query = frozenset[int]
 Evaluate = Callable[[Query], Answer]
@@ -71,12 +72,14 @@ class Inline:
 
 
 class LocalPool:
-    """`jobs` worker processes. A query that kills its worker or outlasts `timeout_s` is UNRESOLVED; the worker is replaced."""
+    """`jobs` worker processes, each with `threads` for ONNX Runtime (0: one a core). A query that kills its worker or outlasts `timeout_s` is UNRESOLVED; the worker is replaced."""
 
-    def __init__(self, recipe: Recipe, jobs: int, *, timeout_s: float | None, log_folder: Path) -> None:
+    def __init__(
+        self, recipe: Recipe, jobs: int, *, timeout_s: float | None, log_folder: Path, threads: int = 1
+    ) -> None:
         self.width = jobs
         self._timeout_s = timeout_s
-        self._workers = [_Worker(recipe, log_folder / f"worker-{n}.err") for n in range(jobs)]
+        self._workers = [_Worker(recipe, log_folder / f"worker-{n}.err", threads) for n in range(jobs)]
 
     def submit(self, query: Query) -> None:
         idle = next(worker for worker in self._workers if worker.query is None)
@@ -100,8 +103,8 @@ class LocalPool:
 class _Worker:
     """One process and our end of its pipe."""
 
-    def __init__(self, recipe: Recipe, log: Path) -> None:
-        self._recipe, self._log = recipe, log
+    def __init__(self, recipe: Recipe, log: Path, threads: int) -> None:
+        self._recipe, self._log, self._threads = recipe, log, threads
         self.query: Query | None = None
         self._started_at = self._deadline = 0.0
         self._ready = False
@@ -110,7 +113,9 @@ class _Worker:
     def _start(self) -> None:
         context = multiprocessing.get_context("spawn")
         self.pipe, theirs = context.Pipe()
-        self._process = context.Process(target=_serve, args=(theirs, self._recipe, self._log), daemon=True)
+        self._process = context.Process(
+            target=_serve, args=(theirs, self._recipe, self._log, self._threads), daemon=True
+        )
         self._process.start()
         theirs.close()
         self._ready = False
@@ -177,13 +182,14 @@ def _how(exitcode: int | None) -> str:
     return f"exit code {exitcode}"
 
 
-def _serve(pipe: Connection, recipe: Recipe, log: Path) -> None:
+def _serve(pipe: Connection, recipe: Recipe, log: Path, threads: int) -> None:
     """A worker's life: prepare, then answer until the pipe closes (our process ended, even by kill -9)."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent, which stops us
     with log.open("ab") as stream:
         os.dup2(stream.fileno(), 1)
         os.dup2(stream.fileno(), 2)
     try:
+        share_threads(threads)
         evaluate = recipe.prepare()
     except ProbeError as error:
         pipe.send(("error", (str(error), error.hint, error.exit_code)))

@@ -25,7 +25,7 @@ from harness.record import SCHEMA_VERSION, Answer, Session
 from harness.workers import LocalPool, Pool, Query, Recipe
 from probes import candidates as candidates_of
 from probes import search
-from probes.faults import Question, Repair, pose
+from probes.faults import Question, Repair, pose, threads_of
 from probes.journal import Journal
 from probes.recipes import Repeated
 from probes.settings import Settings
@@ -185,7 +185,9 @@ class _Evaluations:
                     if settings.timeout is None
                     else settings.timeout * settings.repeat + (30 if self._question.runs_programs else 0)
                 )
-                self._pool = LocalPool(recipe, settings.jobs, timeout_s=limit, log_folder=self._session.raw)
+                self._pool = LocalPool(
+                    recipe, settings.jobs, timeout_s=limit, log_folder=self._session.raw, threads=threads_of(settings)
+                )
         return self._pool
 
     def _progress(self) -> str:

@@ -93,7 +93,7 @@ def _lowering(settings: Settings, model: Model, samples: tuple[Path, ...], polic
     candidates = _lowerable(settings, model)
     measures = policy == "accuracy"
     recipe = Lowered(
-        settings.model.absolute(), samples, settings.precision, policy, settings.tolerance, _threads(settings)
+        settings.model.absolute(), samples, settings.precision, policy, settings.tolerance, threads_of(settings)
     )
     return Question(
         f"lower/{policy}", candidates, recipe, f"lowered to {settings.precision.value.upper()}", "kept in FP32",
@@ -110,7 +110,7 @@ def _lowerable(settings: Settings, model: Model) -> list[Candidate]:
     return candidates
 
 
-def _threads(settings: Settings) -> int:
+def threads_of(settings: Settings) -> int:
     """ONNX Runtime's threads per worker: all cores for one worker, one each for several (0 leaves it to the runtime)."""
     return settings.threads or (1 if settings.jobs > 1 else 0)
 
@@ -159,7 +159,7 @@ def _finite(settings: Settings, model: Model, samples: tuple[Path, ...], session
     if not suspected:
         return _lowering(settings, model, samples, "finite")
     candidates = from_nodes(model, sorted(suspected))
-    recipe = LeftAsIs(settings.model.absolute(), samples, tuple(suspected), _threads(settings))
+    recipe = LeftAsIs(settings.model.absolute(), samples, tuple(suspected), threads_of(settings))
     return Question("as-is/finite", candidates, recipe, "left as they are", "cleared of NaN and Inf",
                      lambda: smallest_kept(suspected), repair=_trace(model, samples),
                      baseline_hint="an input holds NaN or Inf, or a node that cannot be cleared of it makes them")  # fmt: skip
@@ -200,7 +200,7 @@ def _tell(origin: Origin, model: Model) -> str:
 def _compare(settings: Settings, model: Model, samples: tuple[Path, ...], session: Session) -> Question:
     assert settings.good is not None
     recipe = Swapped(
-        settings.model.absolute(), settings.good.absolute(), samples, settings.tolerance, _threads(settings)
+        settings.model.absolute(), settings.good.absolute(), samples, settings.tolerance, threads_of(settings)
     )
     matching = recipe.matching()
     parts = Hybrid(matching).parts
