@@ -179,7 +179,7 @@ def library(tmp_path, monkeypatch):
     """Make doctor look for one library, a module of the given text; `base` makes it one that probe cannot do without."""
 
     def make(text: str | None, base: bool = False) -> str:
-        name = "probe_test_library"
+        name = "probe_doctored_library"
         if text is not None:
             (tmp_path / f"{name}.py").write_text(text, encoding="utf-8")
         monkeypatch.syspath_prepend(tmp_path)
