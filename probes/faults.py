@@ -240,8 +240,9 @@ def _fails_frozen(recipe: Built, nodes: int, session: Session) -> bool:
     note = "raw/freeze.json"
     if not (session.folder / note).exists():
         whole = frozenset(range(nodes))
-        given, frozen = recipe.prepare()(whole), dataclasses.replace(recipe, freeze_whole=True).prepare()(whole)
-        session.write_json(note, {"freeze": given == frozen})
+        given = recipe.prepare()(whole)
+        same = given.outcome is Outcome.PASS or given == dataclasses.replace(recipe, freeze_whole=True).prepare()(whole)
+        session.write_json(note, {"freeze": same})
     return bool(session.read_json(note)["freeze"])
 
 
@@ -250,7 +251,7 @@ def _failing_parts(settings: Settings, model: Model, recipe: Built) -> MakeRepai
 
     def write(found: Found, session: Session, answer: AnswerQuestion) -> Repair:
         names, notes = [], []
-        for number, culprit in enumerate(found.kept, 1):
+        for number, culprit in enumerate((c for c in found.kept if c not in found.undecided), 1):
             others = frozenset(found.kept) - {culprit}
             rest = [n.index for n in model.nodes if n.index not in others]
             part = dataclasses.replace(recipe, taken_out=True, absent=others)
@@ -260,7 +261,7 @@ def _failing_parts(settings: Settings, model: Model, recipe: Built) -> MakeRepai
             )  # fmt: skip
             smallest = answer(question)
             path = session.folder / f"{model.path.stem}.culprit-{number}.onnx"
-            _save_part(model, smallest.kept, recipe.sample, path)
+            _save_part(model, smallest.kept, recipe.sample, path, freeze=recipe.freeze)
             names.append(path.name)
             notes.append(f"{path.name}: {len(smallest.kept)} node{'s' * (len(smallest.kept) != 1)}, the smallest part that shows the failure"
                          f" of {model.nodes[culprit].key}")  # fmt: skip
@@ -279,9 +280,9 @@ def _alone_first(culprit: int, ids: Sequence[int]) -> Generator[Ask, Answer, Fou
     return (yield from smallest_kept(ids, wanted=Outcome.FAIL, signature=whole.signature))
 
 
-def _save_part(model: Model, keep: Sequence[int], sample: Path, path: Path) -> None:
+def _save_part(model: Model, keep: Sequence[int], sample: Path, path: Path, *, freeze: bool = True) -> None:
     facts = submodel.observe(model, load_samples([sample])[0])
-    submodel.save(submodel.extract(model, keep, facts), model.weights, path)
+    submodel.save(submodel.extract(model, keep, facts, freeze=freeze), model.weights, path)
 
 
 # check
