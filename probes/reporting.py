@@ -6,6 +6,7 @@ import importlib.util
 import json
 import math
 import re
+import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +15,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from harness import nsys
 from harness.errors import UsageError
 from harness.record import Session
 from reports import page, perfetto, profile_page, units
@@ -47,7 +49,8 @@ def report(wanted: Wanted, tell: Tell = lambda _: None, *, only_json: bool = Fal
     _check(wanted)
     if (session := _bisection(wanted.paths)) is not None and wanted.tables is wanted.perfetto is None and not only_json:
         return _bisect_page(session, wanted.html, tell)
-    collection = collect(wanted.paths, tell)
+    with tempfile.TemporaryDirectory(prefix="probe-") as scratch:
+        collection = collect([_readable(path, Path(scratch), tell) for path in wanted.paths], tell)
     lines = [line for artifact in collection.artifacts for line in describe(artifact)]
     lines += collection.left_out
     html = wanted.html
@@ -63,6 +66,14 @@ def report(wanted: Wanted, tell: Tell = lambda _: None, *, only_json: bool = Fal
         tell("writing the trace")
         lines.append(_trace(collection.artifacts, wanted.perfetto))
     return Reported(document(collection), tuple(lines))
+
+
+def _readable(path: Path, scratch: Path, tell: Tell) -> Path:
+    """A report of Nsight Systems is exported to SQLite by the nsys on PATH first; all else is read as it is."""
+    if path.suffix not in nsys.REPORTS or not path.is_file():
+        return path
+    tell(f"exporting {path.name}")
+    return nsys.export(path, scratch)
 
 
 def document(collection: Collection) -> dict[str, Any]:

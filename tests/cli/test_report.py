@@ -239,3 +239,41 @@ def test_real_logs_of_one_engine_and_two_shapes():
     made = comparing.diff(str(times), str(times), 0.0)
     assert made.exit_code == 0
     assert made.document["headline"].startswith("No evidence of a change in")
+
+
+def test_a_report_of_nsys_is_exported_first(myelin, tmp_path, fake_tool, monkeypatch):
+    """The nsys on PATH is asked; what it wrote is read, and nothing is left beside the report."""
+    folder = fake_tool("nsys", f'while [ "$1" != --output ]; do shift; done; cp {myelin} "$2"')
+    monkeypatch.setenv("PATH", str(folder), prepend=":")
+    report = tmp_path / "run.nsys-rep"
+    report.write_bytes(b"opaque")
+    assert cli.run(["report", str(report), "--json", str(tmp_path / "r.json")]) == 0
+    (artifact,) = json.loads((tmp_path / "r.json").read_text(encoding="utf-8"))["artifacts"]
+    assert artifact["summary"]["kernel_count"] == 485
+    assert [path.name for path in tmp_path.glob("run*")] == ["run.nsys-rep"]
+
+
+@pytest.mark.parametrize(
+    ("script", "said"),
+    [
+        ("echo 'Importer error' >&2; exit 1", "failed (exit code 1): Importer error"),
+        ("kill -SEGV $$", "failed (signal 11)"),
+        ("exit 0", "ended well but wrote no"),
+        ('while [ "$1" != --output ]; do shift; done; : > "$2"', "the file is empty"),
+    ],
+    ids=["fails", "crashes", "writes-nothing", "writes-an-empty-file"],
+)
+def test_an_export_that_goes_wrong(tmp_path, fake_tool, monkeypatch, capsys, script, said):
+    monkeypatch.setenv("PATH", str(fake_tool("nsys", script)), prepend=":")
+    (tmp_path / "run.nsys-rep").write_bytes(b"opaque")
+    assert cli.run(["report", str(tmp_path / "run.nsys-rep"), "--json", "-"]) in (2, 125)
+    error = capsys.readouterr().err
+    assert said in error
+    assert "Traceback" not in error
+
+
+def test_no_nsys_to_export_with(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    (tmp_path / "run.qdrep").write_bytes(b"opaque")
+    assert cli.run(["report", str(tmp_path / "run.qdrep"), "--json", "-"]) == 2
+    assert "nsys export --type sqlite run.qdrep" in capsys.readouterr().err
