@@ -320,3 +320,33 @@ def test_hostile_names_are_text_in_the_report(tmp_path, monkeypatch):
     assert evil in result["culprits"]
     page = Path("run/report.html").read_text()
     assert "<script>alert(1)</script>" not in page
+
+
+def test_external_data_and_names_that_are_empty_or_stand_twice(tmp_path, monkeypatch):
+    """Weights beside the model; every culprit can still be told from its namesakes."""
+    monkeypatch.chdir(tmp_path)
+    model = planted_chain()
+    weight = np.eye(64, dtype=np.float32)[:8]
+    model.graph.initializer.append(numpy_helper.from_array(np.ascontiguousarray(weight), "wide"))
+    model.graph.node.append(helper.make_node("MatMul", ["y", "wide"], ["z"]))
+    model.graph.output[0].CopyFrom(helper.make_tensor_value_info("z", TensorProto.FLOAT, ["batch", 64]))
+    for node in model.graph.node:
+        node.name = "same" if "up" in node.name else ""
+    model.graph.node[0].name = "same"
+    onnx.save(model, "m.onnx", save_as_external_data=True, location="m.bin", size_threshold=0)
+    _, result = bisect("m.onnx")
+    assert result["culprits"] == ["same:/layer.4/up:out", "/layer.4/down:out"]
+    onnx.checker.check_model(str(Path("run") / result["model_out"]))
+
+
+def test_external_data_that_is_cut_off_or_elsewhere(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    model = planted_chain()
+    model.graph.initializer.append(numpy_helper.from_array(np.ones((64, 64), np.float32), "wide"))
+    onnx.save(model, "m.onnx", save_as_external_data=True, location="m.bin", size_threshold=0)
+    Path("m.bin").write_bytes(Path("m.bin").read_bytes()[:100])
+    assert bisect("m.onnx")[0] == 2
+    assert "m.bin" in error_of(capsys)
+    Path("m.bin").unlink()
+    assert bisect("m.onnx")[0] == 2
+    assert "no such file" in error_of(capsys)
