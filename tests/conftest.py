@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -16,6 +17,9 @@ from hypothesis import settings
 # The same examples in every run, and no deadline: the machine may be shared. Change both to go exploring.
 settings.register_profile("probe", derandomize=True, deadline=None)
 settings.load_profile("probe")
+
+# A program started in the background is told to ignore Ctrl-C, and hands that on; the tests of Ctrl-C need it obeyed.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 ROOT = Path(__file__).resolve().parent.parent
 FAKE_PROGRAM = ROOT / "tests" / "fakes" / "program.py"

@@ -44,8 +44,8 @@ def import_everything() -> list[str]:
 
 
 def overflowing() -> onnx.ModelProto:
-    """x * 3e4 * 1e-4: every value that is read or returned fits FP16, the one between the two nodes does not."""
-    constants = [helper.make_tensor(name, TensorProto.FLOAT, [], [value]) for name, value in (("a", 3e4), ("b", 1e-4))]
+    """x * 3e5 * 1e-4: every value that is read or returned fits FP16, the one between the two nodes does not."""
+    constants = [helper.make_tensor(name, TensorProto.FLOAT, [], [value]) for name, value in (("a", 3e5), ("b", 1e-4))]
     graph = helper.make_graph(
         [helper.make_node("Mul", ["x", "a"], ["big"], "up"), helper.make_node("Mul", ["big", "b"], ["y"], "down")],
         "overflow",

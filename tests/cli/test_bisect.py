@@ -172,8 +172,6 @@ def test_budget_keeps_the_best_so_far_and_resume_repeats_nothing(chain, capsys):
     assert len(set(queries)) == len(queries)
 
 
-# Where tests run in the background, Ctrl-C is ignored and a program inherits that.
-RUN = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler); from probes.cli import main; main()"
 SLOW_CHECK = "import sys, time; time.sleep(0.05); exec(open('check.py').read())"
 
 
@@ -182,7 +180,7 @@ def test_killed_and_resumed(chain, number):
     """kill -9 or Ctrl-C at some step; --resume ends with the same result and evaluates nothing again."""
     Path("check.py").write_text(CHECKER)
     Path("slow.py").write_text(SLOW_CHECK)
-    command = [sys.executable, "-c", RUN, "bisect", str(chain), "--fault", "check", "--check",
+    command = [sys.executable, "-c", "from probes.cli import main; main()", "bisect", str(chain), "--fault", "check", "--check",
                f"{sys.executable} slow.py {{model}} --lowered", "--out", "run"]  # fmt: skip
     process = subprocess.Popen(
         command,
