@@ -86,6 +86,31 @@ def attribute_peer(path: Path) -> Callable[[], object]:
     return lambda: _sort_merge_attribute(sqlite3.connect(path))
 
 
+def attribute_rtree(path: Path) -> Callable[[], object]:
+    """The innermost range of each kernel by SQL over an R-tree of the ranges, as nsys's own NVTX reports go about it."""
+
+    def run() -> object:
+        with contextlib.closing(sqlite3.connect(path)) as connection:
+            for statement in RTREE:
+                rows = connection.execute(statement).fetchall()
+            return rows
+
+    return run
+
+
+RTREE = (
+    f"CREATE TEMP TABLE calls AS SELECT correlationId, globalTid, start, end FROM {RUNTIME}",
+    "CREATE INDEX temp.by_id ON calls(correlationId)",
+    "CREATE VIRTUAL TABLE temp.spans USING rtree(id, first, last)",
+    f"INSERT INTO temp.spans SELECT rowid, start, end FROM {NVTX} WHERE eventType IN (59, 60) AND end IS NOT NULL",
+    f"""SELECT k.rowid, n.rowid, max(n.start) FROM {KERNEL} k
+        JOIN temp.calls c ON c.correlationId = k.correlationId AND c.globalTid / 0x1000000 = k.globalPid / 0x1000000
+        JOIN temp.spans s ON s.first <= c.start AND s.last >= c.end
+        JOIN {NVTX} n ON n.rowid = s.id AND n.globalTid = c.globalTid AND n.start <= c.start AND n.end >= c.end
+        GROUP BY k.rowid""",
+)
+
+
 def summary_ours(path: Path) -> Callable[[], object]:
     from reports.readers import nsys
 
@@ -106,10 +131,14 @@ TASKS = {
         ("load", "pandas.read_sql", load_pandas),
         ("attribute", "probe", attribute_ours),
         ("attribute", "nsys-ai", attribute_peer),
+        ("attribute", "SQL with an R-tree", attribute_rtree),
         ("summary", "probe", summary_ours),
         ("summary", "nsys-ai", summary_peer),
     )
 }
+
+
+RTREE_TASK = "attribute SQL with an R-tree"
 
 
 def child(task: str, path: Path) -> None:
@@ -168,9 +197,11 @@ def main(kernels: list[int], repeat: int) -> None:
     summaries: dict[int, float] = {}
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "export.sqlite"
+        write(path, Shape(10_000))  # the R-tree takes minutes from 50,000 on
+        compare(path, "10,000 kernels", ["attribute probe", RTREE_TASK], 1, table)
         for count in sorted(kernels):
             write(path, Shape(count))
-            found = compare(path, f"{count:,} kernels", list(TASKS), repeat, table)
+            found = compare(path, f"{count:,} kernels", [task for task in TASKS if task != RTREE_TASK], repeat, table)
             summaries[count] = found["summary probe"]
         for kind in ("siblings", "nested"):
             write(path, Shape(20_000), kind)
