@@ -78,8 +78,11 @@ def _at(values: Ints, rows: Ints) -> Ints:
 
 
 def _layers(spans: Spans) -> Bools:
-    layer = np.array([*(not word.startswith(NOT_LAYERS) for word in spans.name.categories), False])
-    layers: Bools = spans.within(TENSORRT) & layer[spans.name.codes]
+    inside = spans.within(TENSORRT)
+    used = np.unique(spans.name.codes[inside])  # a trace may have a million other names
+    names = spans.name.categories
+    others = [code for code in used.tolist() if code >= 0 and not names[code].startswith(NOT_LAYERS)]
+    layers: Bools = inside & np.isin(spans.name.codes, others)
     return layers
 
 
@@ -98,7 +101,7 @@ def _calls_of(ops: Ops, calls: Calls) -> Ints:
     out = np.full(len(ops.start), NONE, dtype=np.int64)
     if not (offered.size and wanted.size):
         return out
-    process, processes = ops.process[wanted], np.unique(calls.thread[offered] >> 24)
+    process, processes = ops.process[wanted], pd.unique(calls.thread[offered] >> 24)
     if len(processes) == 1:  # then it is clear whose launch it was, even if the export does not say
         process = np.where(process == NOWHERE, processes[0], process)
     found = match(
