@@ -22,6 +22,7 @@ HELD = "probe:held"  # the external data location of a weight that is held in me
 INLINE_BYTES = 4096  # tensors up to this size stay in the graph: shape inference and TensorRT's parser read them there
 
 
+WHOLE = "export or copy it again: it is empty, cut off, or no ONNX file"
 PACKED = tuple(
     getattr(TensorProto, name)
     for name in ("INT4", "UINT4", "INT2", "UINT2", "FLOAT4E2M1")
@@ -98,11 +99,15 @@ def load(path: Path | str) -> Model:
         proto = onnx.load(str(path), load_external_data=False)
     except (DecodeError, OSError) as error:
         raise ParseError(
-            path, "content", "an ONNX model", f"{path.stat().st_size} bytes that do not decode ({error})"
+            path,
+            "content",
+            "an ONNX model",
+            f"{path.stat().st_size} bytes that do not decode ({error})",
+            hint=WHOLE,
         ) from error
     if not proto.graph.node or not proto.graph.output:
         raise ParseError(path, "graph", "at least one node and one output",
-                         f"{len(proto.graph.node)} nodes, {len(proto.graph.output)} outputs (empty, truncated or not ONNX)")  # fmt: skip
+                         f"{len(proto.graph.node)} nodes, {len(proto.graph.output)} outputs", hint=WHOLE)  # fmt: skip
     return from_proto(proto, path)
 
 

@@ -85,7 +85,12 @@ def _run(settings: Settings, model: Model, session: Session, tell: Tell) -> Bise
         found = _answer(question, settings, session, journal, tell)
         repair = question.repair(found, session, lambda q: _answer(q, settings, session, journal, tell))
     except KeyboardInterrupt:
-        report.write(report.best_so_far(), None, "stopped", ["interrupted; go on with --resume"])
+        report.write(
+            report.best_so_far(),
+            None,
+            "stopped",
+            [f"interrupted; go on with probe bisect --resume {session.folder.name}"],
+        )
         raise SearchStopped(*report.stopped("interrupted"), interrupted=True) from None
     except _Budget:
         report.write(report.best_so_far(), None, "stopped", [f"stopped after --budget {settings.budget} evaluations"])

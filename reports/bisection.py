@@ -186,6 +186,8 @@ def _headline(run: Bisection) -> str:
             return f"Stopped early; best so far: {share} {_blame(run, len(run.culprits))}"
         case "undecided" if run.culprits:
             return f"Undecided: at least {share} {_blame(run, len(run.culprits))}"
+        case "stopped" if waiting := len(run.texts("undecided")):
+            return f"Stopped early: {_share(run, waiting)} still to be judged, the others are cleared"
         case "stopped":
             return "Stopped before any culprit was known"
         case "interrupted":

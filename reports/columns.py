@@ -368,3 +368,103 @@ declare(
     inf_count="Int64",
     zero_count="Int64",
 )
+
+# Nsight Compute, the roofline that follows from it, and comparisons.
+
+PRECISIONS = ("fp64", "fp32", "fp16", "tensor")
+
+declare(
+    "ncu_launches",
+    launch_id="int64",
+    kernel="category",
+    range="category",  # innermost: of Myelin, else of TensorRT, else of the first other domain
+    process_id="Int64",
+    device_id="Int64",
+    device="category",
+    cc="category",
+    context_id="Int64",
+    stream_id="Int64",
+    grid_x="Int64",
+    grid_y="Int64",
+    grid_z="Int64",
+    block_x="Int64",
+    block_y="Int64",
+    block_z="Int64",
+    registers_per_thread="Int64",
+    smem_static_bytes="Int64",
+    smem_dynamic_bytes="Int64",
+    duration_ns="Int64",  # the mean, where `count` launches are one row (summary page)
+    count="int64",
+)
+declare("ncu_ranges", launch_id="int64", domain="category", range="category", kind="category", depth="int64")
+declare("ncu_texts", launch_id="int64", metric="category", text="category")  # metrics whose value is no number
+declare(
+    "ncu_rules",
+    launch_id="int64",
+    kernel="category",
+    section="category",
+    rule="category",
+    kind="category",  # OPT (can be improved), INF (a remark), WRN, ERR
+    title="string",
+    message="string",
+    speedup_scope="category",  # global: of the kernel; local: of the part that the rule is about
+    estimated_speedup_pct="float64",
+)
+declare(
+    "ncu_extremes",  # of the summary page, in base units
+    launch_id="int64",
+    metric="category",
+    unit="category",
+    minimum="float64",
+    maximum="float64",
+    average="float64",
+    count="int64",
+)
+
+declare(
+    "roofline",
+    launch_id="int64",
+    kernel="category",
+    range="category",
+    duration_ns="float64",
+    dram_bytes="float64",
+    dram_bytes_per_s="float64",
+    peak_dram_bytes_per_s="float64",
+    **{f"{precision}_flop": "float64" for precision in PRECISIONS},
+    **{f"{precision}_flop_per_s": "float64" for precision in PRECISIONS},
+    **{f"peak_{precision}_flop_per_s": "float64" for precision in PRECISIONS},
+    flop="float64",
+    flop_per_s="float64",
+    flop_per_byte="float64",  # arithmetic intensity, of device memory
+    ceiling_flop_per_s="float64",  # of the busiest precision at this intensity: the roof above this launch
+    ceiling_pct="float64",
+    memory_pct="float64",  # of peak
+    compute_pct="float64",
+    occupancy_pct="float64",  # achieved
+    theoretical_occupancy_pct="float64",
+    waves="float64",  # of blocks, over all multiprocessors
+    limited_by="category",
+    why="string",
+)
+
+declare(
+    "comparison",
+    name="string",
+    name_after="string",  # where it is called otherwise
+    matched_by="category",
+    count_before="int64",
+    count_after="int64",
+    used_before="int64",  # repetitions that are left after thinning out: what the statistics rest on
+    used_after="int64",
+    median_before_ns="float64",
+    median_after_ns="float64",
+    ratio="float64",  # of medians, after / before
+    ratio_low="float64",
+    ratio_high="float64",
+    difference_ns="float64",
+    effect="float64",  # probability that a repetition after takes longer than one before; 0.5: neither
+    p_value="float64",
+    p_corrected="float64",
+    verdict="category",
+    beyond_threshold="boolean",
+)

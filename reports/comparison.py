@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from reports.columns import TABLES, declare, validate
+from reports.columns import TABLES, validate
 
 ALPHA = 0.05
 RESAMPLES = 2000
@@ -32,29 +32,6 @@ TOO_FEW = "too few repetitions to tell"
 ONLY_BEFORE, ONLY_AFTER = "only before", "only after"
 
 Sample = np.ndarray[Any, np.dtype[np.float64]]
-
-if "comparison" not in TABLES:
-    declare(
-        "comparison",
-        name="string",
-        name_after="string",  # where it is called otherwise
-        matched_by="category",
-        count_before="int64",
-        count_after="int64",
-        used_before="int64",  # repetitions that are left after thinning out: what the statistics rest on
-        used_after="int64",
-        median_before_ns="float64",
-        median_after_ns="float64",
-        ratio="float64",  # of medians, after / before
-        ratio_low="float64",
-        ratio_high="float64",
-        difference_ns="float64",
-        effect="float64",  # probability that a repetition after takes longer than one before; 0.5: neither
-        p_value="float64",
-        p_corrected="float64",
-        verdict="category",
-        beyond_threshold="boolean",
-    )
 
 
 @dataclass(frozen=True)

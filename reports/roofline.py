@@ -19,41 +19,12 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from reports.columns import TABLES, declare, validate
+from reports.columns import PRECISIONS, validate
 
 BUSY_PCT = 60.0  # the share of peak below which ncu's own rules speak of latency
 HIGH_PCT = 80.0  # the share above which they say that a launch is well used
 LOW_OCCUPANCY_PCT = 50.0
 FULL_WAVES = 1.0
-
-PRECISIONS = ("fp64", "fp32", "fp16", "tensor")
-
-if "roofline" not in TABLES:
-    declare(
-        "roofline",
-        launch_id="int64",
-        kernel="category",
-        range="category",
-        duration_ns="float64",
-        dram_bytes="float64",
-        dram_bytes_per_s="float64",
-        peak_dram_bytes_per_s="float64",
-        **{f"{precision}_flop": "float64" for precision in PRECISIONS},
-        **{f"{precision}_flop_per_s": "float64" for precision in PRECISIONS},
-        **{f"peak_{precision}_flop_per_s": "float64" for precision in PRECISIONS},
-        flop="float64",
-        flop_per_s="float64",
-        flop_per_byte="float64",  # arithmetic intensity, of device memory
-        ceiling_flop_per_s="float64",  # of the busiest precision at this intensity: the roof above this launch
-        ceiling_pct="float64",
-        memory_pct="float64",  # of peak
-        compute_pct="float64",
-        occupancy_pct="float64",  # achieved
-        theoretical_occupancy_pct="float64",
-        waves="float64",  # of blocks, over all multiprocessors
-        limited_by="category",
-        why="string",
-    )
 
 Column = np.ndarray[Any, np.dtype[np.float64]]
 Alternatives = tuple[tuple[str, str], ...]  # metric and base unit, the best first

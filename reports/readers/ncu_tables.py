@@ -11,57 +11,8 @@ import numpy as np
 import pandas as pd
 
 from reports import roofline
-from reports.columns import TABLES, declare, validate
+from reports.columns import validate
 from reports.readers.ncu_text import PUSH_POP, Range
-
-if "ncu_launches" not in TABLES:
-    declare(
-        "ncu_launches",
-        launch_id="int64",
-        kernel="category",
-        range="category",  # innermost: of Myelin, else of TensorRT, else of the first other domain
-        process_id="Int64",
-        device_id="Int64",
-        device="category",
-        cc="category",
-        context_id="Int64",
-        stream_id="Int64",
-        grid_x="Int64",
-        grid_y="Int64",
-        grid_z="Int64",
-        block_x="Int64",
-        block_y="Int64",
-        block_z="Int64",
-        registers_per_thread="Int64",
-        smem_static_bytes="Int64",
-        smem_dynamic_bytes="Int64",
-        duration_ns="Int64",  # the mean, where `count` launches are one row (summary page)
-        count="int64",
-    )
-    declare("ncu_ranges", launch_id="int64", domain="category", range="category", kind="category", depth="int64")
-    declare("ncu_texts", launch_id="int64", metric="category", text="category")  # metrics whose value is no number
-    declare(
-        "ncu_rules",
-        launch_id="int64",
-        kernel="category",
-        section="category",
-        rule="category",
-        kind="category",  # OPT (can be improved), INF (a remark), WRN, ERR
-        title="string",
-        message="string",
-        speedup_scope="category",  # global: of the kernel; local: of the part that the rule is about
-        estimated_speedup_pct="float64",
-    )
-    declare(
-        "ncu_extremes",  # of the summary page, in base units
-        launch_id="int64",
-        metric="category",
-        unit="category",
-        minimum="float64",
-        maximum="float64",
-        average="float64",
-        count="int64",
-    )
 
 Numbers = np.ndarray[Any, np.dtype[Any]]
 Triple = tuple[int, int, int]

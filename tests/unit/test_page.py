@@ -93,6 +93,7 @@ def test_a_culprit_that_no_candidate_holds_is_still_listed(session):
     ({"fault": "compare", "culprits": ["a"]}, "1 of 291 nodes makes the models differ"),
     ({"status": "stopped"}, "Stopped early; best so far: 3 of 291 nodes must stay in FP32"),
     ({"status": "stopped", "culprits": []}, "Stopped before any culprit was known"),
+    ({"status": "stopped", "culprits": [], "undecided": ["x", "y"]}, "Stopped early: 2 of 291 nodes still to be judged, the others are cleared"),
     ({"status": "undecided"}, "Undecided: at least 3 of 291 nodes must stay in FP32"),
     ({"status": "undecided", "culprits": [], "undecided": ["x", "y"]}, "Undecided: 2 of 291 nodes could not be judged"),
     ({"status": "nothing_to_find", "culprits": []}, "Nothing to find: every node can be stored in FP16"),
