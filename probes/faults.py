@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Generator, Sequence
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
@@ -21,59 +20,13 @@ from harness.model import Model
 from harness.record import Answer, Outcome, Session
 from harness.runtime import RunFailed, Runner
 from harness.tracing import Origin, suspects, trace_nonfinite
-from harness.workers import Query, Recipe
+from harness.workers import Recipe
 from probes import verdicts
-from probes.candidates import Candidate, by_scope, from_nodes, name_some
+from probes.candidates import Candidate, by_scope, from_nodes
+from probes.question import AnswerQuestion, MakeRepair, Question, Repair
 from probes.recipes import Built, Checked, LeftAsIs, Lowered, Swapped, cannot_run
 from probes.search import Ask, Found, Search, smallest_kept
 from probes.settings import Settings
-
-
-@dataclass(frozen=True)
-class Repair:
-    """What is handed over with the result: a model file (its name in the session folder), and remarks."""
-
-    model_out: str | None = None
-    notes: tuple[str, ...] = ()
-
-
-AnswerQuestion = Callable[["Question"], Found]
-MakeRepair = Callable[[Found, Session, AnswerQuestion], Repair]
-
-
-def no_repair(found: Found, session: Session, answer: AnswerQuestion) -> Repair:
-    return Repair()
-
-
-@dataclass(frozen=True)
-class Question:
-    """One search: who the candidates are, how queries are answered, and the words in which it is told."""
-
-    phase: str
-    candidates: Sequence[Candidate]
-    recipe: Recipe
-    applied_word: str
-    kept_word: str
-    search: Callable[[], Search]
-    wanted: Outcome = Outcome.PASS
-    signature: str | None = None
-    measures: bool = False  # the answers' values are errors to be held against the tolerance
-    baseline: bool = True  # ask first whether the fault is gone when nothing is applied
-    baseline_hint: str = "the model may not be deterministic: --repeat 3 tells"
-    runs_programs: bool = False  # the recipe has time limits of its own
-    repair: MakeRepair = no_repair
-
-    def describe(self, query: Query) -> str:
-        """A query in words: the shorter side of it, by name."""
-        kept = [c.id for c in self.candidates if c.id not in query]
-        total = len(self.candidates)
-        if not kept:
-            return f"all {total} {self.applied_word}"
-        if not query:
-            return f"none of {total} {self.applied_word}"
-        if len(kept) <= len(query):
-            return f"all but {len(kept)} of {total} {self.applied_word}: {name_some(self.candidates, kept)} {self.kept_word}"
-        return f"{len(query)} of {total} {self.applied_word}: {name_some(self.candidates, query)}"
 
 
 def pose(settings: Settings, model: Model, samples: tuple[Path, ...], session: Session) -> Question:

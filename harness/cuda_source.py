@@ -1,0 +1,228 @@
+"""CUDA C++ read by a real parser: functions, kernels and statements with their lines; the text is never changed here."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from functools import cache, cached_property
+from pathlib import Path
+
+from tree_sitter import Language, Node, Parser, Tree
+
+from harness.errors import ParseError
+
+# What the grammar does not know, and what means nothing to us: blanked before the parse, byte for byte, so that every
+# offset stays true.
+_UNKNOWN = re.compile(
+    rb"\b(?:__align__|alignas|__maxnreg__|__cluster_dims__|__block_size__)\s*\([^()]*(?:\([^()]*\)[^()]*)*\)"
+    rb"|\b(?:__grid_constant__|__noinline__|__inline_hint__|__managed__)\b"
+)
+_NOT_CODE = {"comment", "preproc_def", "preproc_function_def", "preproc_include", "preproc_call"}
+_NO_STATEMENT = {"case_statement", "labeled_statement", "init_statement"}
+_WITH_BODY = {"if_statement", "else_clause", "for_statement", "for_range_loop", "while_statement", "do_statement"}
+
+
+@dataclass(frozen=True)
+class Function:
+    """A function definition; lines count from 1, and `end_line` is that of its closing brace."""
+
+    name: str
+    kernel: bool  # __global__
+    device: bool  # runs on the GPU: __global__ or __device__
+    template: bool
+    extern_c: bool
+    line: int
+    end_line: int
+    node: Node = field(repr=False, compare=False)
+
+    @property
+    def declarator(self) -> Node:
+        """The node of type function_declarator: name and parameter list."""
+        found = _function_declarator(self.node)
+        assert found is not None  # or this would be no Function
+        return found
+
+    @property
+    def body(self) -> Node:
+        found = self.node.child_by_field_name("body")
+        assert found is not None
+        return found
+
+
+@dataclass(frozen=True)
+class Statement:
+    """A statement of a function. `braced` is False for one that is the whole un-braced body of an if, else or loop."""
+
+    line: int
+    end_line: int
+    depth: int  # statements around it, the function's body not counted
+    braced: bool
+    node: Node = field(repr=False, compare=False)
+
+
+@dataclass(frozen=True)
+class SyntaxFault:
+    """Where the parser lost its way: a place, and the text that it could not place."""
+
+    line: int
+    column: int
+    text: str
+
+
+@dataclass(frozen=True)
+class Source:
+    """The text of a file and its tree. Byte offsets of the nodes are offsets into `text`."""
+
+    name: str  # for messages
+    text: bytes
+    tree: Tree = field(repr=False, compare=False)
+
+    @cached_property
+    def lines(self) -> tuple[str, ...]:
+        return tuple(self.text.decode("utf-8", "replace").splitlines())
+
+    @cached_property
+    def functions(self) -> tuple[Function, ...]:
+        """Every function definition, in order, with those inside namespaces, `extern "C"` and templates."""
+        return tuple(_functions(self.tree.root_node))
+
+    @property
+    def kernels(self) -> tuple[Function, ...]:
+        return tuple(function for function in self.functions if function.kernel)
+
+    @cached_property
+    def faults(self) -> tuple[SyntaxFault, ...]:
+        """What the parser could not place, from the top; macros of the user's own may cause some in good code."""
+        return tuple(_faults(self, self.tree.root_node))
+
+    def of(self, node: Node) -> str:
+        """The text of a node."""
+        return self.text[node.start_byte : node.end_byte].decode("utf-8", "replace")
+
+    def function_at(self, line: int) -> Function | None:
+        """The function whose definition covers a line."""
+        return next((f for f in self.functions if f.line <= line <= f.end_line), None)
+
+    def node_at(self, line: int) -> Node | None:
+        """The smallest node of a line's first character that is not blank; None for a blank line or none at all."""
+        if not 1 <= line <= len(self.lines):
+            return None
+        row = self.text.split(b"\n")[line - 1]
+        column = len(row) - len(row.lstrip())
+        if column == len(row):
+            return None
+        return self.tree.root_node.descendant_for_point_range((line - 1, column), (line - 1, column + 1))
+
+
+def read(path: Path) -> Source:
+    """Parse a file; ParseError if it cannot be read, is not text, or holds no function of CUDA or C++."""
+    try:
+        text = path.read_bytes()
+    except OSError as error:
+        raise ParseError(path, "file", "a CUDA source", error.strerror or str(error)) from error
+    if b"\0" in text:
+        raise ParseError(path, "content", "a CUDA source", "a binary file")
+    source = parse(text, path.name)
+    if not source.functions:
+        raise ParseError(path, "content", "a CUDA source with a __global__ function", "no function at all")
+    return source
+
+
+def parse(text: bytes, name: str = "<text>") -> Source:
+    return Source(name, text, _parser().parse(_UNKNOWN.sub(lambda match: b" " * len(match[0]), text)))
+
+
+def statements(function: Function) -> Iterator[Statement]:
+    """Every statement and declaration inside a function's body, outer before inner, in order."""
+    yield from _statements(function.body, 0)
+
+
+def ancestors(node: Node) -> Iterator[Node]:
+    """The node itself, then what is around it."""
+    at: Node | None = node
+    while at is not None:
+        yield at
+        at = at.parent
+
+
+def not_code(node: Node) -> str | None:
+    """The kind of comment or directive that a node is part of, or None."""
+    return next((at.type for at in ancestors(node) if at.type in _NOT_CODE), None)
+
+
+@cache
+def _parser() -> Parser:
+    import tree_sitter_cuda  # 40 ms: only when something is parsed
+
+    return Parser(Language(tree_sitter_cuda.language()))
+
+
+def _functions(node: Node, *, template: bool = False, extern_c: bool = False) -> Iterator[Function]:
+    for child in node.named_children:
+        if child.type == "function_definition":
+            if (made := _function(child, template, extern_c)) is not None:
+                yield made
+        elif child.type != "compound_statement":
+            yield from _functions(
+                child, template=template or child.type == "template_declaration", extern_c=extern_c or _is_extern_c(child)
+            )
+
+
+def _function(node: Node, template: bool, extern_c: bool) -> Function | None:
+    declarator, body = _function_declarator(node), node.child_by_field_name("body")
+    name = declarator.child_by_field_name("declarator") if declarator else None
+    if name is None or body is None or name.text is None:
+        return None
+    spaces = {child.type for child in node.children}
+    kernel = "__global__" in spaces
+    return Function(
+        name.text.decode("utf-8", "replace"), kernel, kernel or "__device__" in spaces, template, extern_c,
+        node.start_point.row + 1, node.end_point.row + 1, node,
+    )  # fmt: skip
+
+
+def _function_declarator(node: Node) -> Node | None:
+    """Through the pointers and references of the return type."""
+    at = node.child_by_field_name("declarator")
+    while at is not None and at.type != "function_declarator":
+        at = at.child_by_field_name("declarator") or next(
+            (child for child in at.named_children if child.type.endswith("declarator")), None
+        )
+    return at
+
+
+def _is_extern_c(node: Node) -> bool:
+    return node.type == "linkage_specification" and bool(node.named_children) and node.named_children[0].text == b'"C"'
+
+
+def _faults(source: Source, node: Node) -> Iterator[SyntaxFault]:
+    if node.is_error or node.is_missing:
+        row, column = node.start_point
+        text = f"missing {node.type}" if node.is_missing else source.of(node)[:80]
+        yield SyntaxFault(row + 1, column + 1, text)
+        return
+    if node.has_error:
+        for child in node.children:
+            yield from _faults(source, child)
+
+
+def _statements(node: Node, depth: int) -> Iterator[Statement]:
+    for child in node.named_children:
+        if is_statement(child):
+            line, end_line = child.start_point.row + 1, child.end_point.row + 1
+            yield Statement(line, end_line, depth, not is_whole_body(child), child)
+        if child.type not in _NOT_CODE:  # in an else_clause, a case, an #ifdef the depth is that around it
+            yield from _statements(child, depth + is_statement(child))
+
+
+def is_statement(node: Node) -> bool:
+    """Whether a node is a statement before which another may stand: no case, no label, no part of `for (...)`."""
+    if node.type == "declaration":
+        return node.parent is None or node.parent.type not in (*_WITH_BODY, "condition_clause", "init_statement")
+    return node.type == "for_range_loop" or (node.type.endswith("_statement") and node.type not in _NO_STATEMENT)
+
+
+def is_whole_body(node: Node) -> bool:
+    """Whether a statement is the un-braced body of an if, else or loop."""
+    return node.type != "compound_statement" and node.parent is not None and node.parent.type in _WITH_BODY
