@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,9 +12,12 @@ from harness.errors import UsageError
 
 if TYPE_CHECKING:
     from probes.settings import Settings
+    from probes.statement_settings import StatementSettings
 
 # Spelt out here so that `probe --help` need not load the libraries behind them; a test holds them together.
-FAULTS = ("precision", "finite", "compare", "build", "check")
+FAULTS = ("precision", "finite", "compare", "build", "check", "sanitizer", "nan", "mismatch")
+STATEMENT_FAULTS = ("sanitizer", "nan", "mismatch", "check")
+SOURCES = (".cu", ".cuh")
 PRECISIONS = ("fp16", "bf16")
 
 FILE = click.Path(dir_okay=False, path_type=Path)
@@ -60,17 +63,25 @@ class Range(click.ParamType):  # type: ignore[type-arg]
 
 _OPTIONS = (
     click.argument("model", type=FILE, required=False),
-    click.option("--fault", type=click.Choice(FAULTS), default="precision", show_default=True,
-                 help="precision: which nodes must stay in FP32; finite: which make NaN or Inf; compare: which differ from --good;"
-                 " build: which break the build; check: which fail your own --check."),
+    click.option("--fault", type=click.Choice(FAULTS),
+                 help="Of a model: precision (default): which nodes must stay in FP32; finite: which make NaN or Inf; compare:"
+                 " which differ from --good; build: which break the build; check: which fail your own --check. Of a .cu:"
+                 " sanitizer (default): what the checks of the emulation find; nan: which make NaN or Inf; mismatch: what"
+                 " --expect is not; check."),
     click.option("--precision", type=click.Choice(PRECISIONS), default="fp16", show_default=True,
                  help="What tensors are lowered to."),
     click.option("--tolerance", type=click.FloatRange(min=0), default=1e-2, show_default=True,
                  help="Relative L2 error that every output may have."),
     click.option("--good", type=FILE, metavar="OTHER.onnx", help="The model that is right (--fault compare)."),
     click.option("--backend", type=click.Choice(["trt-rtx", "trt"]), help="The builder (--fault build)."),
-    click.option("--check", metavar="'CMD {model}'", help="Your command: 0 good, 125 skip, any other code bad (--fault check)."),
-    click.option("--reduce", is_flag=True, help="Find the smallest failing sub-model instead (--fault build or check)."),
+    click.option("--check", metavar="'CMD {model}'", help="Your command, {model} or {source} in it: 0 good, 125 skip, any other code bad (--fault check)."),
+    click.option("--reduce", is_flag=True, help="Find the smallest failing sub-model (--fault build or check) or kernel instead."),
+    click.option("--entry", metavar="NAME", help="The kernel of a .cu; not needed where it has one only."),
+    click.option("--grid", metavar="X[,Y[,Z]]", help="Blocks of its launch."),
+    click.option("--block", metavar="X[,Y[,Z]]", help="Threads of a block."),
+    click.option("--smem", "shared", metavar="BYTES", type=click.IntRange(min=0), default=0, help="Dynamic shared memory."),
+    click.option("--args", type=FILE, metavar="FILE", help="Its arrays and scalars by parameter name: .npz or YAML."),
+    click.option("--expect", type=FILE, metavar="FILE.npz", help="What arrays must hold afterwards, by parameter name (--fault mismatch)."),
     click.option("--inputs", type=FILE, multiple=True, metavar="FILE", help="One sample as .npz, or several as Polygraphy JSON; repeatable."),
     click.option("--shape", "shapes", type=Shape(), multiple=True, help="Shape of a random input; repeatable."),
     click.option("--range", "bounds", type=Range(), default="-1:1", show_default=True, help="Range of random inputs."),
@@ -95,17 +106,51 @@ def bisect_options(command: Callable[..., Any]) -> Callable[..., Any]:
     return command
 
 
-def to_settings(values: dict[str, Any]) -> Settings:
-    """`Settings` from what click parsed (without --out, --resume and --json)."""
+def to_settings(values: dict[str, Any]) -> Settings | StatementSettings:
+    """What click parsed (without --out, --resume and --json), of a model or of a kernel's source."""
+    if values["model"] is None:
+        raise UsageError("which model?", hint="probe bisect MODEL.onnx, or probe bisect --resume DIR")
+    return _of_source(values) if values["model"].suffix in SOURCES else _of_model(values)
+
+
+def _of_model(values: dict[str, Any]) -> Settings:
     from harness.precision import Precision
     from probes.settings import Settings
 
-    values = dict(values)
-    if values["model"] is None:
-        raise UsageError("which model?", hint="probe bisect MODEL.onnx, or probe bisect --resume DIR")
+    values = _without(values, _SOURCE_ONLY, "a CUDA source", "probe bisect FILE.cu")
+    values["fault"] = values["fault"] or "precision"
+    if values["fault"] in STATEMENT_FAULTS and values["fault"] != "check":
+        raise UsageError(
+            f"--fault {values['fault']} is about a CUDA source", hint="probe bisect FILE.cu, or --fault finite"
+        )
     values["low"], values["high"] = values.pop("bounds")
     if values["dask"] is not None and values["jobs"] > 1:
         raise UsageError(
             "--jobs and --dask exclude each other", hint="leave --jobs out: the cluster's workers are used"
         )
     return Settings(**{**values, "precision": Precision(values["precision"])})
+
+
+def _of_source(values: dict[str, Any]) -> StatementSettings:
+    from probes.print_options import extent
+    from probes.statement_settings import StatementSettings
+
+    values = _without(values, _MODEL_ONLY, "a model", "probe bisect MODEL.onnx")
+    implied = "check" if values["check"] else "mismatch" if values["expect"] else "sanitizer"
+    sizes = {name: extent(name, values[name]) if values[name] else None for name in ("grid", "block")}
+    return StatementSettings(source=values.pop("model"), **{**values, **sizes, "fault": values["fault"] or implied})
+
+
+def _without(values: dict[str, Any], names: Mapping[str, str], of: str, hint: str) -> dict[str, Any]:
+    """The values less those of the other kind of target, of which none may have been given."""
+    context = click.get_current_context(silent=True)
+    for name, option in names.items():
+        if context is not None and context.get_parameter_source(name) is click.core.ParameterSource.COMMANDLINE:
+            raise UsageError(f"{option} is for {of}, not for {values['model'].name}", hint=hint)
+    return {name: value for name, value in values.items() if name not in names}
+
+
+_SOURCE_ONLY = {name: f"--{name}" for name in ("entry", "grid", "block", "args", "expect")} | {"shared": "--smem"}
+_MODEL_ONLY = {
+    name: f"--{name}" for name in ("precision", "good", "backend", "inputs", "samples", "seed", "dask", "threads")
+} | {"shapes": "--shape", "bounds": "--range", "keep_scope": "--keep-scope"}

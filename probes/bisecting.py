@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import platform
-import time
-from collections.abc import Callable
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
 from importlib import metadata
@@ -17,34 +14,26 @@ import onnx
 
 from harness import inputs as samples_of
 from harness import model as models
-from harness.errors import EXIT_CLEAN, EXIT_DEFECT, EXIT_UNDECIDED, SearchStopped, UsageError
+from harness.errors import UsageError
 from harness.inputs import RandomInputs
 from harness.model import Model
 from harness.opsets import with_type_for
 from harness.record import SCHEMA_VERSION, Session
 from probes import candidates as candidates_of
-from probes.concluding import Asked, Edges, Report
-from probes.evaluating import BudgetSpent, Effort, Tell, answer
+from probes import statement_bisecting
+from probes.concluding import Asked
+from probes.evaluating import Effort, Tell
 from probes.faults import pose, threads_of
-from probes.journal import Journal
-from probes.question import Question
+from probes.searching import Bisection, search_session
 from probes.settings import Settings
-
-EXIT_CODES = {"nothing_to_find": EXIT_CLEAN, "found": EXIT_DEFECT, "undecided": EXIT_UNDECIDED}
-
-
-@dataclass(frozen=True)
-class Bisection:
-    """What a search ended with: the session folder, its result.json as a dict, and the exit code."""
-
-    session: Session
-    result: dict[str, Any]
-    exit_code: int
+from probes.statement_settings import StatementSettings
 
 
-def start(settings: Settings, out: Path | None, tell: Tell) -> Bisection:
+def start(settings: Settings | StatementSettings, out: Path | None, tell: Tell) -> Bisection:
     """Search for what is to blame in a fresh session; everything needed to resume it is written first."""
     settings.check_consistency()
+    if isinstance(settings, StatementSettings):
+        return statement_bisecting.start(settings, out, tell)
     model = _load(settings)
     feeds, notes = _samples(settings, model)
     session = Session.create("bisect", out)
@@ -58,6 +47,8 @@ def start(settings: Settings, out: Path | None, tell: Tell) -> Bisection:
 def resume(folder: Path, tell: Tell) -> Bisection:
     """Go on where a session ended; what it has answered is not asked again."""
     session = Session.open(folder)
+    if statement_bisecting.of_statements(session):
+        return statement_bisecting.resume(session, tell)
     settings = Settings.from_json(session.read_json("raw/settings.json"))
     recorded = session.read_json("manifest.json")["model"]["sha256"]
     if (now := _sha256(settings.model)) != recorded:
@@ -81,30 +72,6 @@ def _run(settings: Settings, model: Model, session: Session, tell: Tell) -> Bise
     return search_session(
         session, lambda: pose(settings, model, paths, session), effort, asked, partial(candidates_of.edges, model), tell
     )
-
-
-def search_session(
-    session: Session, make: Callable[[], Question], effort: Effort, asked: Asked, edges: Edges, tell: Tell
-) -> Bisection:
-    """Answer the question that `make` poses, and write down what came of it, also when it is cut short."""
-    began = time.monotonic()
-    tell("looking at what is bisected")
-    question = make()
-    journal = Journal(session)
-    report = Report(session, question, journal, asked, edges, began)
-    try:
-        found = answer(question, effort, session, journal, tell)
-        repair = question.repair(found, session, lambda q: answer(q, effort, session, journal, tell))
-    except KeyboardInterrupt:
-        note = f"interrupted; go on with probe bisect --resume {session.folder.name}"
-        report.write(report.best_so_far(), None, "stopped", [note])
-        raise SearchStopped(*report.stopped("interrupted"), interrupted=True) from None
-    except BudgetSpent:
-        report.write(report.best_so_far(), None, "stopped", [f"stopped after --budget {effort.budget} evaluations"])
-        raise SearchStopped(*report.stopped(f"the budget of {effort.budget} evaluations is spent")) from None
-    tell("writing the report")
-    result = report.write(found, repair, None, list(repair.notes))
-    return Bisection(session, result, EXIT_CODES[result["status"]])
 
 
 def _samples(settings: Settings, model: Model) -> tuple[list[samples_of.Feeds], list[str]]:

@@ -1,4 +1,4 @@
-"""A search for faults that need most of a program to be there: which few statements, taken out, cure it?
+"""A search for faults that need most of a program to be there: which few statements, taken out, cure it.
 
 `smallest_kept` starts from nothing and adds. That asks for a program that is right when it is empty; a result that is
 compared with another one is not. Here the search starts from the whole program and takes out.
@@ -12,15 +12,17 @@ from collections.abc import Generator, Sequence
 from harness.record import Answer, Outcome
 from probes.search import Ask, Found, Query, Search, smallest_kept
 
+BEAM = 8  # sets that are taken further
+DEEPEST = 4  # as many statements are taken out at most
 _EXPECTED = ((0.9, Answer(Outcome.FAIL, math.inf)), (0.1, Answer(Outcome.PASS, 0.0)))
 
 
 def smallest_cure(order: Sequence[int], groups: Sequence[Sequence[int]] = ()) -> Search:
     """`Found.kept` are the candidates to take out; queries name those that are left in.
 
-    Where the empty program passes, `smallest_kept` decides. Elsewhere candidates are taken out one after another,
-    always the one that lowers the answer's value most, until the answer is PASS; then those that need not be out are
-    put back. What is undecided at the end is everything, if nothing cures.
+    Where the empty program passes, `smallest_kept` decides. Elsewhere candidates are taken out one after another, those
+    first that lower the answer's value most, until the answer is PASS; then those that need not be out are put back.
+    Everything is undecided at the end, if nothing cures.
     """
     everything = frozenset(order)
     whole = yield Ask(everything, _EXPECTED)
@@ -29,29 +31,39 @@ def smallest_cure(order: Sequence[int], groups: Sequence[Sequence[int]] = ()) ->
     empty = yield Ask(frozenset(), ((0.5, Answer(Outcome.PASS, 0.0)), (0.5, Answer(Outcome.FAIL, math.inf))))
     if empty.outcome is Outcome.PASS:
         return (yield from smallest_kept(order, groups=groups))
-    left, value, sensitivity = everything, _value(whole), {}
-    while True:
-        steps = yield from _each_out(order, left)
-        if left == everything:
-            sensitivity = {candidate: value - after for candidate, (after, _) in steps.items() if math.isfinite(after)}
-        candidate, (best, cured) = min(steps.items(), key=lambda step: (not step[1][1], step[1][0]))
-        if not cured and (best >= value or len(left) == 1):
-            return Found(frozenset(), tuple(order), tuple(order), sensitivity)  # taking out cures nothing
-        left, value = left - {candidate}, best
-        if cured:
-            break
-    left = yield from _put_back(order, left)
+    found, sensitivity = yield from _take_out(order, _value(whole))
+    if found is None:
+        return Found(frozenset(), tuple(order), tuple(order), sensitivity)  # taking out cures nothing
+    left = yield from _put_back(order, found)
     return Found(left, tuple(candidate for candidate in order if candidate not in left), (), sensitivity)
 
 
-def _each_out(order: Sequence[int], left: Query) -> Generator[Ask, Answer, dict[int, tuple[float, bool]]]:
-    """The value, and whether it is cured, with each candidate that is left taken out alone."""
-    steps = {}
-    for candidate in order:
-        if candidate in left:
-            answer = yield Ask(left - {candidate}, _EXPECTED)
-            steps[candidate] = (_value(answer), answer.outcome is Outcome.PASS)
-    return steps
+def _take_out(order: Sequence[int], value: float) -> Generator[Ask, Answer, tuple[Query | None, dict[int, float]]]:
+    """The first set found whose removal cures, as what is left; and how much each removal alone lowers the value.
+
+    A beam: the few sets that lower the value most are taken further, since errors may hide each other.
+    """
+    sensitivity: dict[int, float] = {}
+    beam: list[tuple[float, Query]] = [(value, frozenset(order))]
+    seen: set[Query] = set()
+    for depth in range(min(DEEPEST, len(order))):
+        steps: list[tuple[float, Query]] = []
+        for before, left in beam:
+            for candidate in order:
+                query = left - {candidate}
+                if candidate not in left or query in seen:
+                    continue
+                seen.add(query)
+                answer = yield Ask(query, _EXPECTED)
+                if answer.outcome is Outcome.PASS:
+                    return query, sensitivity
+                after = _value(answer)
+                if depth == 0 and math.isfinite(after):
+                    sensitivity[candidate] = before - after
+                if after < before:
+                    steps.append((after, query))
+        beam = sorted(steps, key=lambda step: step[0])[:BEAM]
+    return None, sensitivity
 
 
 def _put_back(order: Sequence[int], left: Query) -> Generator[Ask, Answer, Query]:

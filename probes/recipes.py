@@ -136,7 +136,7 @@ class Built:
             keep = everything - query if self.taken_out else query
             if not keep:
                 return Answer(Outcome.PASS)
-            with _scratch(self.folder) as folder:
+            with scratch(self.folder) as folder:
                 proto = (
                     model.proto
                     if keep == whole and not self.freeze_whole
@@ -169,7 +169,7 @@ class Checked:
         write = self._mixed(model) if self.sample is None else self._reduced(model, self.sample)
 
         def evaluate(query: Query) -> Answer:
-            with _scratch(self.folder) as folder:
+            with scratch(self.folder) as folder:
                 path = write(query, folder)
                 if path is None:
                     return Answer(Outcome.PASS)
@@ -221,7 +221,7 @@ class Repeated:
         return repeat
 
 
-class _scratch:
+class scratch:
     """A folder for one evaluation, removed afterwards: a search writes hundreds of models."""
 
     def __init__(self, parent: Path) -> None:

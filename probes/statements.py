@@ -18,6 +18,16 @@ from probes.candidates import Candidate
 MASK = "probe_keep_mask"  # the kernel's last parameter: bit k is set if candidate k stays
 WORD = 32
 
+# With `watch` the word behind the mask becomes 1 as soon as an assignment makes NaN or Inf. `v - v` is 0 for any other
+# number; what has no subtraction is not looked at.
+_WATCH = """\
+template <class T> __device__ auto probe_not_finite(const T &v, int) -> decltype(bool(!(v - v == v - v)))
+{ return !(v - v == v - v); }
+template <class T> __device__ bool probe_not_finite(const T &, long) { return false; }
+template <class T> __device__ const T &probe_seen(const T &v)
+{ if (probe_not_finite(v, 0)) probe_keep_mask[PROBE_WORDS] = 1u; return v; }
+"""
+
 _COMPOUND = {
     "if_statement": "if", "for_statement": "for", "for_range_loop": "for", "while_statement": "while",
     "do_statement": "do", "switch_statement": "switch",
@@ -42,6 +52,7 @@ class Piece:
     line: int
     scope: str
     name: str = ""  # initial: the variable
+    target: str = ""  # what an assignment assigns to, if looking at it changes nothing
     keep: tuple[int, int] = (0, 0)
 
 
@@ -84,39 +95,46 @@ def commented(source: Source, parts: Sequence[Piece], out: Collection[int]) -> b
     return b"".join([*text, source.text[at:]])
 
 
-def switched(source: Source, parts: Sequence[Piece], entry: str) -> bytes:
-    """The source with every piece behind its bit of `MASK`, a new last parameter `const unsigned *` of the kernel.
+def switched(source: Source, parts: Sequence[Piece], entry: str, *, watch: bool = False) -> bytes:
+    """The source with every piece behind its bit of `MASK`, a new last parameter `unsigned *` of the kernel.
 
     The functions that the kernel calls read the mask through a global that every thread sets first, to the same value.
+    With `watch`, the word behind the mask tells whether an assignment or an initial value was NaN or Inf.
     """
     kernel = next(function for function in source.functions if function.name == entry and function.kernel)
     parameters = kernel.declarator.child_by_field_name("parameters")
     assert parameters is not None
     comma = b", " if any(child.type == "parameter_declaration" for child in parameters.children) else b""
     inserts = [
-        _Insert(parameters.end_byte - 1, (0,), comma + f"const unsigned *{MASK}_argument".encode()),
+        _Insert(parameters.end_byte - 1, (0,), comma + f"unsigned *{MASK}_argument".encode()),
         _Insert(kernel.body.start_byte + 1, (0,), f" {MASK} = {MASK}_argument;".encode()),
     ]
     for number, piece in enumerate(parts):
-        before, after = _switch(source, piece, number)
+        before, after = _switch(source, piece, number, watch)
         size = piece.end - piece.start  # of two pieces with the same range the earlier one is the outer one
         inserts += [
             _Insert(piece.start, (1, -size, number), before),
             _Insert(piece.end, (-1, size, -number), after),
         ]
     head = (
-        f"__device__ const unsigned *{MASK};\n"
-        f"#define PROBE_KEPT(k) (({MASK}[(k) / {WORD}] >> ((k) % {WORD})) & 1u)\n#line 1\n"
+        f"__device__ unsigned *{MASK};\n#define PROBE_WORDS {words(len(parts))}\n"
+        f"#define PROBE_KEPT(k) (({MASK}[(k) / {WORD}] >> ((k) % {WORD})) & 1u)\n"
+        f"{_WATCH if watch else ''}#line 1\n"
     )
     return head.encode() + _insert(source.text, inserts)
 
 
 def mask(kept: Collection[int], count: int) -> list[int]:
     """The words of the mask with the bits of `kept` set."""
-    words = [0] * max(1, -(-count // WORD))
+    made = [0] * words(count)
     for number in kept:
-        words[number // WORD] |= 1 << (number % WORD)
-    return words
+        made[number // WORD] |= 1 << (number % WORD)
+    return made
+
+
+def words(count: int) -> int:
+    """How many words the mask of so many pieces has."""
+    return max(1, -(-count // WORD))
 
 
 # statements
@@ -136,7 +154,8 @@ def _of_statement(source: Source, function: Function, statement: Statement, scop
     if node.type == "declaration":
         yield from _initial_values(source, node, scope)
     elif (kind := _kind(function, node)) is not None:
-        yield Piece(node.start_byte, node.end_byte, kind, "whole", statement.line, scope)
+        target = _target(source, node.named_children[0]) if kind == "assignment" else ""
+        yield Piece(node.start_byte, node.end_byte, kind, "whole", statement.line, scope, target=target)
 
 
 def _kind(function: Function, node: Node) -> str | None:
@@ -151,6 +170,17 @@ def _kind(function: Function, node: Node) -> str | None:
         return None
     expression = node.named_children[0]
     return {"assignment_expression": "assignment", "call_expression": "call"}.get(expression.type, "expression")
+
+
+def _target(source: Source, assignment: Node) -> str:
+    left = assignment.child_by_field_name("left")
+    harmless = left is not None and left.type in ("identifier", "subscript_expression", "field_expression")
+    return source.of(left) if left is not None and harmless and not _changes(left) else ""
+
+
+def _changes(node: Node) -> bool:
+    changing = ("update_expression", "assignment_expression", "call_expression")
+    return node.type in changing or any(_changes(child) for child in node.named_children)
 
 
 def _initial_values(source: Source, node: Node, scope: str) -> Iterator[Piece]:
@@ -226,13 +256,19 @@ def _instead(source: Source, piece: Piece) -> bytes:
     return b"{}" if piece.how == "initial" else source.text[slice(*piece.keep)]
 
 
-def _switch(source: Source, piece: Piece, number: int) -> tuple[bytes, bytes]:
+def _switch(source: Source, piece: Piece, number: int, watch: bool) -> tuple[bytes, bytes]:
     """What stands before and behind a piece so that it is there only if its bit is set."""
     kept = f"PROBE_KEPT({number})"
+    if piece.how == "whole" and watch and piece.target:
+        return f"{{ if ({kept}) {{ ".encode(), f" probe_seen({piece.target}); }} }}".encode()
     if piece.how == "whole":
         return f"{{ if ({kept}) ".encode(), b" }"
     if piece.how == "initial":
-        return f"{kept} ? static_cast<decltype({piece.name})>(".encode(), f") : decltype({piece.name})()".encode()
+        seen = "probe_seen" if watch else ""
+        return (
+            f"{kept} ? static_cast<decltype({piece.name})>({seen}(".encode(),
+            f")) : decltype({piece.name})()".encode(),
+        )
     return f"({kept} ? (".encode(), b") : (" + source.text[slice(*piece.keep)] + b"))"
 
 

@@ -68,6 +68,11 @@ class Bisection:
         return schema.mapping(self.manifest.get("model"))
 
     @property
+    def noun(self) -> str:
+        """What the candidates are: nodes of a model, or statements of a source."""
+        return "statement" if "lines" in self.model else "node"
+
+    @property
     def tolerance(self) -> float | None:
         given = schema.real(self.found.get("tolerance"))
         return schema.real(self.manifest.get("tolerance")) if given is None else given
@@ -121,7 +126,7 @@ class Bisection:
     def draw(self) -> dict[str, go.Figure]:
         """The figures that can be drawn, by the name of their place on the page."""
         drawn = {
-            "steps": figures.draw_steps(self.steps, self.tolerance),
+            "steps": figures.draw_steps(self.steps, self.tolerance, self.noun),
             "graph": figures.draw_graph(self.candidates),
             "sensitivities": figures.draw_sensitivities(self.candidates, self.tolerance),
         }
@@ -205,6 +210,11 @@ def _blame(run: Bisection, number: int) -> str:
         "compare": "makes the models differ" if one else "make the models differ",
         "build": "breaks the build" if one else "break the build",
         "check": "is to blame for the failing check" if one else "are to blame for the failing check",
+        "sanitizer": "must be there for the findings of the sanitizer"
+        if one
+        else "must each be there for a finding of the sanitizer",
+        "nan": "makes NaN or Inf" if one else "make NaN or Inf",
+        "mismatch": "makes the results differ" if one else "make the results differ",
     }.get(run.fault, "is to blame" if one else "are to blame")
 
 
@@ -216,12 +226,15 @@ def _lowered(run: Bisection) -> str:
         "compare": "the models agree",
         "build": "the model builds",
         "check": "the check passes",
+        "sanitizer": "the sanitizer has no findings",
+        "nan": "no NaN or Inf is made",
+        "mismatch": "the results are as expected",
     }.get(run.fault, "the model passes")
 
 
 def _share(run: Bisection, number: int) -> str:
     total = schema.integer(run.model.get("nodes")) or len(run.candidates) or None
-    return f"{units.count(number)} of {units.plural(total, 'node')}" if total else units.plural(number, "node")
+    return f"{units.count(number)} of {units.plural(total, run.noun)}" if total else units.plural(number, run.noun)
 
 
 def _error_fact(run: Bisection) -> str:
@@ -296,7 +309,7 @@ def _time_tile(run: Bisection) -> Tile:
 def _steps_caption(run: Bisection) -> str:
     total = units.plural(len(run.steps), "step")
     if all(step.value is None for step in run.steps):
-        return f"{total}. Each mark is one evaluation: how many nodes were under test, and whether it passed."
+        return f"{total}. Each mark is one evaluation: how many {run.noun}s were under test, and whether it passed."
     odd = [step.value for step in run.steps if step.value is not None and not math.isfinite(step.value)]
     lane = f" {units.plural(len(odd), 'value')} not finite (NaN or Inf), in the shaded band at the top." if odd else ""
     return f"{total}. Each mark is one evaluation; the height is the relative L2 error of the worst output, in percent.{lane}"

@@ -98,8 +98,8 @@ def label(name: str, width: int = 60, head: float = 1 / 3) -> str:
     return html.escape(units.shorten(units.visible(name), width, head), quote=False)
 
 
-def draw_steps(steps: Sequence[Step], tolerance: float | None = None) -> go.Figure | None:
-    """Relative L2 error in percent (log) against step; nodes lowered against step where no step has a value."""
+def draw_steps(steps: Sequence[Step], tolerance: float | None = None, noun: str = "node") -> go.Figure | None:
+    """Relative L2 error in percent (log) against step; nodes (or what `noun` says) lowered against step where no step has a value."""
     if not steps:
         return None
     figure = _figure(height=380)
@@ -112,7 +112,7 @@ def draw_steps(steps: Sequence[Step], tolerance: float | None = None) -> go.Figu
             _draw_tolerance(figure, limit, y=_log(limit))
     elif any(step.applied is not None for step in steps):
         _draw_outcomes(figure, [step for step in steps if step.applied is not None], lambda step: step.applied or 0)
-        figure.update_layout(yaxis=_AXIS | {"title": {"text": "nodes under test (count)"}, "rangemode": "tozero"})
+        figure.update_layout(yaxis=_AXIS | {"title": {"text": f"{noun}s under test (count)"}, "rangemode": "tozero"})
     else:
         return None
     figure.update_layout(xaxis=_AXIS | {"title": {"text": f"step (n = {units.count(len(steps))})"}, "showgrid": False})

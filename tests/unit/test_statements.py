@@ -95,7 +95,7 @@ def test_the_switched_source_reads_one_bit_a_piece() -> None:
     body = text.split("#line 1\n")[1]
     assert body.count("\n") == SOURCE.text.count(b"\n")
     assert all(f"PROBE_KEPT({at})" in body for at in range(len(parts)))
-    assert "const float *x, int n, const unsigned *probe_keep_mask_argument)" in body
+    assert "const float *x, int n, unsigned *probe_keep_mask_argument)" in body
 
 
 def test_operands_are_the_arithmetic_and_the_calls_of_one_argument() -> None:
@@ -117,6 +117,7 @@ def test_both_texts_are_cuda(tmp_path: Path) -> None:
     parts = PARTS + statements.operands(SOURCE, PARTS)
     texts = {
         "switched": statements.switched(SOURCE, parts, "k"),
+        "watched": statements.switched(SOURCE, parts, "k", watch=True),
         "all": statements.commented(SOURCE, PARTS, range(len(PARTS))),
         "expressions": statements.commented(SOURCE, parts, range(len(PARTS), len(parts))),
     }
