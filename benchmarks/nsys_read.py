@@ -1,15 +1,16 @@
-"""Reading an nsys export: loading, attribution and the whole way to the summary, against pandas and nsys-ai.
+"""Reading an nsys export: loading, attribution and the whole way to the summary, against pandas, connectorx, ADBC, nsys-ai.
 
-Run: `python -m benchmarks.nsys_read` (`--kernels 200000 1000000 --repeat 3`; the columns of nsys-ai need
-`pip install nsys-ai==0.3.0`). Every measurement is a process of its own; the time is its CPU time, less the start.
-nsys-ai is asked for its breakdown by range, and reads SQLite itself: its Parquet cache needs a download.
+Run: `python -m benchmarks.nsys_read` (`--kernels 100000 1000000 --repeat 3`, `--alone 5000000` without the peers: 1 GB on
+disk, 3 GB of memory). A peer that is not installed is left out: `pip install nsys-ai==0.3.0 connectorx pyarrow
+adbc-driver-sqlite`; `--peers PYTHON` asks those of another environment. Every measurement is a process of its own; the
+time is its CPU time, less the start. nsys-ai is asked for its breakdown by range, and reads SQLite itself: its Parquet
+cache needs a download.
 """
 
 from __future__ import annotations
 
 import argparse
 import contextlib
-import importlib.util
 import io
 import json
 import math
@@ -20,8 +21,8 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from rich.console import Console
 from rich.table import Table
@@ -36,7 +37,7 @@ COLUMNS = {
     RUNTIME: "start end globalTid correlationId nameId",
     NVTX: "start end eventType category globalTid endGlobalTid textId domainId",
 }
-HAS_PEER = importlib.util.find_spec("nsys_ai") is not None
+PEERS = {"nsys-ai": "nsys_ai", "connectorx": "connectorx", "ADBC": "adbc_driver_sqlite"}  # and the module of each
 
 
 def load_ours(path: Path) -> Callable[[], object]:
@@ -49,15 +50,41 @@ def load_ours(path: Path) -> Callable[[], object]:
     return run
 
 
+def queries(path: Path) -> list[str]:
+    """What all peers are asked: the same columns as ours, as far as the export has them."""
+    with contextlib.closing(sqlite3.connect(path)) as connection:
+        known = {table: {row[1] for row in connection.execute(f"PRAGMA table_info({table})")} for table in COLUMNS}
+    return [
+        "SELECT {} FROM {}".format(", ".join(f'"{name}"' for name in names.split() if name in known[table]), table)
+        for table, names in COLUMNS.items()
+    ]
+
+
 def load_pandas(path: Path) -> Callable[[], object]:
     import pandas as pd
 
     def run() -> object:
         with contextlib.closing(sqlite3.connect(path)) as connection:
-            return [
-                pd.read_sql("SELECT {} FROM {}".format(", ".join(f'"{n}"' for n in names.split()), table), connection)
-                for table, names in COLUMNS.items()
-            ]
+            return [pd.read_sql(query, connection) for query in queries(path)]
+
+    return run
+
+
+def load_connectorx(path: Path) -> Callable[[], object]:
+    import connectorx
+
+    return lambda: [
+        connectorx.read_sql(f"sqlite://{path.resolve()}", query, return_type="arrow").to_pandas()
+        for query in queries(path)
+    ]  # fmt: skip
+
+
+def load_adbc(path: Path) -> Callable[[], object]:
+    from adbc_driver_sqlite import dbapi
+
+    def run() -> object:
+        with dbapi.connect(str(path)) as connection, connection.cursor() as cursor:
+            return [cursor.execute(query).fetch_arrow_table().to_pandas() for query in queries(path)]
 
     return run
 
@@ -129,6 +156,8 @@ TASKS = {
     for task, who, function in (
         ("load", "probe", load_ours),
         ("load", "pandas.read_sql", load_pandas),
+        ("load", "connectorx", load_connectorx),
+        ("load", "ADBC", load_adbc),
         ("attribute", "probe", attribute_ours),
         ("attribute", "nsys-ai", attribute_peer),
         ("attribute", "SQL with an R-tree", attribute_rtree),
@@ -159,63 +188,94 @@ def resident(what: str) -> float:
     return next(int(line.split()[1]) / 1024 for line in lines if line.startswith(what))
 
 
-def measure(task: str, path: Path, repeat: int) -> tuple[float, float]:
+@dataclass(frozen=True)
+class Took:
     """Median CPU seconds, and the most memory in MB that it needed above what was there before."""
+
+    seconds: float
+    memory: float
+
+
+def has(python: str, module: str) -> bool:
+    """Whether an interpreter finds a module."""
+    search = f"import importlib.util, sys; sys.exit(importlib.util.find_spec({module!r}) is None)"
+    return subprocess.run([python, "-c", search], check=False, timeout=60).returncode == 0
+
+
+def measure(task: str, path: Path, repeat: int, python: str) -> Took:
     runs = []
     for _ in range(repeat):
-        argv = [sys.executable, "-m", "benchmarks.nsys_read", "--child", task, str(path)]
+        argv = [python, "-m", "benchmarks.nsys_read", "--child", task, str(path)]
         done = subprocess.run(argv, capture_output=True, text=True, check=True, timeout=900)
         runs.append(json.loads(done.stdout.splitlines()[-1]))
-    return statistics.median(run[0] for run in runs), max(run[1] for run in runs)
+    return Took(statistics.median(run[0] for run in runs), max(run[1] for run in runs))
 
 
-def compare(path: Path, label: str, tasks: list[str], repeat: int, table: Table) -> dict[str, float]:
-    found: dict[str, float] = {}
-    for task in tasks:
-        name, who = task.split(" ", 1)
-        if who == "nsys-ai" and not HAS_PEER:
-            table.add_row(label, name, who, "-", "-", "")
-            continue
-        seconds, memory = measure(task, path, repeat)
-        found[task] = seconds
-        ours = found.get(f"{name} probe", math.nan)
-        times = "" if who == "probe" else f"{seconds / ours:.1f}x"
-        table.add_row(label, name, who, f"{seconds:.2f}", f"{memory:.0f}", times)
-    return found
+@dataclass(frozen=True)
+class Bench:
+    """How often, with which interpreter for the peers, and where the rows go."""
+
+    repeat: int
+    python: str
+    table: Table
+
+    def compare(self, path: Path, label: str, tasks: list[str]) -> dict[str, Took]:
+        found: dict[str, Took] = {}
+        for task in tasks:
+            name, who = task.split(" ", 1)
+            if who in PEERS and not has(self.python, PEERS[who]):
+                self.table.add_row(label, name, who, "-", "-", "", "")
+                continue
+            took = found[task] = measure(task, path, self.repeat, self.python if who in PEERS else sys.executable)
+            ours = found.get(f"{name} probe", took)
+            ratios = (
+                ("", "")
+                if ours is took
+                else (f"{took.seconds / ours.seconds:.1f}x", f"{ours.memory / took.memory:.2f}")
+            )
+            self.table.add_row(label, name, who, f"{took.seconds:.2f}", f"{took.memory:.0f}", *ratios)
+        return found
 
 
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--kernels", type=int, nargs="+", default=[100_000, 200_000])
+    parser.add_argument("--alone", type=int, nargs="*", default=[], metavar="KERNELS", help="sizes without the peers")
     parser.add_argument("--repeat", type=int, default=3)
+    parser.add_argument("--peers", default=sys.executable, metavar="PYTHON", help="an interpreter that has the peers")
     parser.add_argument("--child", nargs=2, help=argparse.SUPPRESS)
     return parser.parse_args()
 
 
-def main(kernels: list[int], repeat: int) -> None:
-    table = Table("export", "task", "who", "CPU s", "memory MB", "probe is faster", title="nsys exports")
-    summaries: dict[int, float] = {}
+def main(options: argparse.Namespace) -> None:
+    table = Table("export", "task", "who", "CPU s", "memory MB", "probe is faster", "and takes", title="nsys exports")
+    bench = Bench(options.repeat, options.peers, table)
+    sizes: dict[int, dict[str, Took]] = {}
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "export.sqlite"
         write(path, Shape(10_000))  # the R-tree takes minutes from 50,000 on
-        compare(path, "10,000 kernels", ["attribute probe", RTREE_TASK], 1, table)
-        for count in sorted(kernels):
+        bench.compare(path, "10,000 kernels", ["attribute probe", RTREE_TASK])
+        for count in sorted({*options.kernels, *options.alone}):
             write(path, Shape(count))
-            found = compare(path, f"{count:,} kernels", [task for task in TASKS if task != RTREE_TASK], repeat, table)
-            summaries[count] = found["summary probe"]
+            peers = count in options.kernels
+            tasks = [task for task in TASKS if task != RTREE_TASK and (peers or task.endswith(" probe"))]
+            sizes[count] = bench.compare(path, f"{count:,} kernels", tasks)
         for kind in ("siblings", "nested"):
             write(path, Shape(20_000), kind)
-            compare(path, f"20,000 {kind}", ["attribute probe", "attribute nsys-ai"], repeat, table)
-    Console(width=110).print(table)
-    if len(summaries) > 1:
-        (least, low), (most, high) = min(summaries.items()), max(summaries.items())
-        exponent: Any = math.log(high / low) / math.log(most / least)
-        print(f"the time to the summary grows with the {exponent:.2f}th power of the kernels, {least:,} to {most:,}")
+            bench.compare(path, f"20,000 {kind}", ["attribute probe", "attribute nsys-ai"])
+    Console(width=120).print(table)
+    if len(sizes) > 1:
+        least, most = min(sizes), max(sizes)
+        print(f"from {least:,} to {most:,} kernels grow, as this power of their number:")
+        for task in (task for task in TASKS if task.endswith(" probe")):
+            low, high, times = sizes[least][task], sizes[most][task], math.log(most / least)
+            print(f"{task:>16}: time {math.log(high.seconds / low.seconds) / times:.2f}, "
+                  f"memory {math.log(high.memory / low.memory) / times:.2f}")  # fmt: skip
 
 
 if __name__ == "__main__":
-    options = arguments()
-    if options.child:
-        child(options.child[0], Path(options.child[1]))
+    given = arguments()
+    if given.child:
+        child(given.child[0], Path(given.child[1]))
     else:
-        main(options.kernels, options.repeat)
+        main(given)

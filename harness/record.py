@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import enum
 import json
+import math
 import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -14,6 +15,7 @@ from typing import Any
 from harness.errors import ArtifactMissing, ParseError, UsageError
 
 SCHEMA_VERSION = 1
+NOT_FINITE = {"Infinity": math.inf, "-Infinity": -math.inf, "NaN": math.nan}  # JSON has no number for these
 
 
 class Outcome(enum.StrEnum):
@@ -60,6 +62,26 @@ class ToolRun:
         return self.returncode == 0
 
 
+def to_json(content: Any, indent: int | None = None) -> str:
+    """JSON that every parser takes: a number that is not finite is written as the text `Infinity`, `-Infinity`, `NaN`."""
+    return json.dumps(_finite(content), indent=indent, allow_nan=False)
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(item) for item in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return "NaN" if math.isnan(value) else "Infinity" if value > 0 else "-Infinity"
+    return value
+
+
+def number(value: Any) -> Any:
+    """A field that holds a number, as `to_json` wrote it, read back; anything else as it is."""
+    return NOT_FINITE.get(value, value) if isinstance(value, str) else value
+
+
 class Session:
     """The folder of one run: manifest.json, raw/, steps.jsonl, result.json, report.html.
 
@@ -91,9 +113,7 @@ class Session:
     @classmethod
     def open(cls, folder: Path) -> Session:
         if not (folder / "manifest.json").is_file():
-            raise ArtifactMissing(
-                f"{folder} holds no manifest.json, so it is no session folder", hint="probe bisect MODEL"
-            )
+            raise UsageError(f"{folder} holds no manifest.json, so it is no session folder", hint="ls probe-runs")
         return cls(folder)
 
     @property
@@ -101,11 +121,11 @@ class Session:
         return self.folder / "raw"
 
     def write_json(self, name: str, content: Mapping[str, Any]) -> Path:
-        """Write a JSON file whole: to a neighbour first, then renamed over it."""
+        """Write a JSON file whole: to a neighbour first, then renamed over it. Numbers are as in `to_json`."""
         path = self.folder / name
         part = path.with_name(f".{path.name}.{os.getpid()}.part")
         try:
-            part.write_text(json.dumps(content, indent=2, allow_nan=True) + "\n", encoding="utf-8")
+            part.write_text(to_json(content, indent=2) + "\n", encoding="utf-8")
             part.replace(path)
         finally:
             part.unlink(missing_ok=True)  # still there only if writing failed
@@ -128,7 +148,7 @@ class Session:
         path = self.folder / "steps.jsonl"
         _drop_torn_line(path)
         with path.open("a", encoding="utf-8") as stream:
-            stream.write(json.dumps(step, allow_nan=True) + "\n")
+            stream.write(to_json(step) + "\n")
 
     def steps(self) -> Iterator[dict[str, Any]]:
         path = self.folder / "steps.jsonl"

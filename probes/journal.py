@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 from typing import Any
 
-from harness.record import Answer, Outcome, Session
+from harness.record import Answer, Outcome, Session, number
 from harness.workers import Done, Query
 
 
@@ -29,7 +29,7 @@ class Journal:
             self._step = max(self._step, int(row["step"]))
             if row["phase"] == phase:
                 query = self._decode(phase, row["query"])
-                answers[query] = Answer(Outcome(row["outcome"]), row["value"], row["signature"])
+                answers[query] = Answer(Outcome(row["outcome"]), number(row["value"]), row["signature"])
                 self._recalled.add((phase, query))
 
     def answers(self, phase: str) -> Mapping[Query, Answer]:

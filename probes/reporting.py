@@ -87,7 +87,7 @@ def document(collection: Collection) -> dict[str, Any]:
 
 
 def plain(value: Any) -> Any:
-    """Numbers of NumPy as Python's, what JSON cannot say (NaN, infinity, missing) as null."""
+    """Numbers of NumPy as Python's; what is missing, NaN among it, as null."""
     if isinstance(value, Mapping):
         return {str(key): plain(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
@@ -95,7 +95,7 @@ def plain(value: Any) -> Any:
     if value is pd.NA or value is pd.NaT:
         return None
     value = value.item() if isinstance(value, np.generic) else value
-    return None if isinstance(value, float) and not math.isfinite(value) else value
+    return None if isinstance(value, float) and math.isnan(value) else value
 
 
 def describe(artifact: Artifact) -> Iterator[str]:

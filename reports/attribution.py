@@ -21,6 +21,7 @@ import pandas as pd
 Ints = npt.NDArray[np.int64]
 NONE = -1  # no range, no call
 STEPS = 5  # before a search goes by the tree
+AT_ONCE = 1 << 16  # ranges whose sums are taken together: what the caches of a core hold
 FOREVER = np.iinfo(np.int64).max  # the end of a range that was never closed
 
 
@@ -64,7 +65,6 @@ class Ranges:
         place = self.axis.place(owner, start)
         self.order = _outer_first(place, end)
         self.owner, self.place, self.end = owner[self.order], place[self.order], end[self.order]
-        self.start = start[self.order]
         self.begins = np.searchsorted(self.owner, np.arange(len(self.axis.threads)))  # first range of each thread
 
     def innermost(self, thread: Ints, time: Ints) -> Ints:
@@ -88,7 +88,8 @@ class Ranges:
     def _up(self) -> Ints:
         """The parents as positions in the sorted order."""
         nearest = np.arange(len(self.end)) - 1
-        bound = np.maximum(self.end - 1, self.start)
+        start = self.place - self.owner * self.axis.width + self.axis.first
+        bound = np.maximum(self.end - 1, start)
         return self._last_above(nearest, bound, self.begins[self.owner], nearest)
 
     @cached_property
@@ -130,7 +131,8 @@ class Ranges:
             short = np.flatnonzero((here >= low) & (self.end[here] <= high)) if len(self.end) else here[:0]
             open_ = open_[short]
             at[open_] = up[here[short]]
-        at[open_] = self._searched(at[open_] + 1, bound[open_], floor[open_])
+        if open_.size:
+            at[open_] = self._searched(at[open_] + 1, bound[open_], floor[open_])
         return np.where(at >= floor, at, NONE)
 
     def _searched(self, before: Ints, bound: Ints, floor: Ints) -> Ints:
@@ -174,11 +176,14 @@ class Load:
 
     def __init__(self, ranges: Ranges, thread: Ints, time: Ints, weight: Ints) -> None:
         owner = ranges.axis.owners(thread)
-        known = owner != NONE
-        place = ranges.axis.place(owner[known], time[known])
+        if not (known := owner != NONE).all():
+            owner, time, weight = owner[known], time[known], weight[known]
+        place = ranges.axis.place(owner, time)
         order = np.argsort(place, kind="stable")
         self.ranges, self.place = ranges, place[order]
-        self.sums = np.append(0, np.cumsum(weight[known][order]))
+        del owner, place  # a long trace fills the memory with such arrays
+        self.sums = np.zeros(len(order) + 1, dtype=np.int64)
+        np.cumsum(weight[order], out=self.sums[1:])
 
     def under(self, group: Ints, groups: int) -> Sums:
         """What each of the groups of ranges holds, at any depth; each moment once, however the ranges overlap.
@@ -188,20 +193,22 @@ class Load:
         if not len(self.place):
             return Sums(np.zeros(groups, np.int64), np.zeros(groups, np.int64))
         ranges = self.ranges
-        low = np.searchsorted(self.place, ranges.place)
-        high = np.searchsorted(self.place, ranges.axis.place(ranges.owner, ranges.end))
         group = group[ranges.order]
         order = np.argsort(group, kind="stable")  # within a group still by place
-        low, high, group = low[order], high[order], group[order]
-        # Where ranges of a group overlap, the later begins where the earlier ones end. The positions of a group are
-        # lifted above those of the group before, so that one running maximum does for all.
-        lift = group * (len(self.place) + 1)
-        reached = np.maximum.accumulate(high + lift)
-        low = np.maximum(low, np.append(0, reached)[:-1] - lift)
-        high = np.maximum(high, low)
-        count, total = np.zeros(groups, np.int64), np.zeros(groups, np.int64)
-        np.add.at(count, group, high - low)
-        np.add.at(total, group, self.sums[high] - self.sums[low])
+        count, total, reached = np.zeros(groups, np.int64), np.zeros(groups, np.int64), 0
+        for first in range(0, len(order), AT_ONCE):
+            rows = order[first : first + AT_ONCE]
+            # Where ranges of a group overlap, the later begins where the earlier ones end. The positions of a group
+            # are lifted above those of the group before, so that one running maximum does for all.
+            at = group[rows]
+            lift = at * (len(self.place) + 1)
+            low = np.searchsorted(self.place, ranges.place[rows]) + lift
+            high = np.searchsorted(self.place, ranges.axis.place(ranges.owner[rows], ranges.end[rows])) + lift
+            ends = np.maximum.accumulate(np.append(reached, high))
+            low, reached = np.maximum(low, ends[:-1]), int(ends[-1])
+            high = np.maximum(high, low)
+            np.add.at(count, at, high - low)
+            np.add.at(total, at, self.sums[high - lift] - self.sums[low - lift])
         return Sums(count, total)
 
 

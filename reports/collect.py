@@ -9,6 +9,7 @@ from typing import Any
 
 from harness.errors import ParseError, ProbeError, UsageError
 from harness.record import Session
+from reports import ties, twins
 from reports.artifact import Artifact
 from reports.readers import detect, trtexec_join
 
@@ -50,17 +51,22 @@ def _folder(folder: Path, left_out: list[str], tell: Tell) -> list[Artifact]:
     """Everything readable in a folder: one unreadable file does not hide the others, but is told."""
     artifacts = []
     before = len(left_out)
+    session = (folder / "manifest.json").is_file()
     for path in _files(folder):
+        if session and twins.superfluous(path):
+            continue
         tell(f"reading {path.name}")
         try:
             artifacts.append(detect.read(path))
         except ProbeError as error:
+            if session and twins.is_log(path):
+                continue
             left_out.append(f"{path.relative_to(folder)} was left out: {str(error).removeprefix(f'{path}: ')}")
     if not artifacts:
         unknown = len(left_out) - before
         got = f"{unknown} files of other kinds" if unknown else "no files"
-        raise ParseError(folder, "folder", "at least one file that a reader knows", got)
-    return artifacts
+        raise ParseError(folder, "folder", "at least one file that a reader knows", got, hint="probe report FILE")
+    return ties.apply(folder / "raw", twins.combine(artifacts)) if session else artifacts
 
 
 def _files(folder: Path) -> Iterator[Path]:

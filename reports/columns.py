@@ -448,6 +448,22 @@ declare(
 )
 
 declare(
+    "kernel_bench",  # of `probe kernels bench`: an operation beside what physics allows, and beside its peers
+    operation="category",
+    case="string",
+    implementation="category",  # probe, or the peer's name
+    median_ns="float64",
+    p10_ns="float64",
+    p90_ns="float64",
+    bound_ns="float64",  # the larger of least traffic / copy rate and FLOPs / peak
+    bound_by="category",  # memory, compute
+    bound_pct="float64",  # bound / median
+    bytes_per_s="float64",
+    flop_per_s="float64",
+    cold="boolean",  # inputs were rotated past the L2 cache
+)
+
+declare(
     "comparison",
     name="string",
     name_after="string",  # where it is called otherwise
@@ -467,4 +483,19 @@ declare(
     p_corrected="float64",
     verdict="category",
     beyond_threshold="boolean",
+)
+
+declare(
+    "sweep",  # one input dimension varied
+    size="int64",
+    shapes="string",
+    iterations="Int64",
+    latency_median_ns="float64",
+    latency_p90_ns="float64",
+    latency_p99_ns="float64",
+    compute_median_ns="float64",
+    throughput_qps="float64",  # inferences that do not wait for each other
+    step="category",  # what shows that something changed from the size before: kernels, tactics or latency
+    change="string",
+    kernels="tuple",  # mangled, `name x12` where one is launched several times
 )

@@ -26,9 +26,9 @@ from plotly.offline import get_plotlyjs
 
 from harness.errors import UsageError
 from harness.record import Session
-from reports import bisection, schema, units
+from reports import bisection, printed, schema, units
 
-VIEWS: dict[str, ModuleType] = {"bisect": bisection}  # verb -> module with TEMPLATE, read(session) -> view with draw()
+VIEWS: dict[str, ModuleType] = {"bisect": bisection, "printf": printed}  # verb -> module with TEMPLATE, read(session) -> view with draw()
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from typing import Any
 import pandas as pd
 import plotly.graph_objects as go
 
-from reports import hotspots, icicle, profile_figures, sheets, timeline, units
+from reports import hotspots, icicle, profile_figures, sheets, sweep, timeline, units
 from reports.artifact import Artifact
 from reports.icicle import Icicle
 from reports.sheets import Sheet
@@ -73,7 +73,7 @@ def make(artifact: Artifact, key: str) -> Part:
     """The part of an artifact; `key` makes its places on the page its own."""
     tool = " ".join(filter(None, (artifact.tool, artifact.tool_version)))
     part = Part(key, artifact.path.name, tool, notes=artifact.notes)
-    for add in (_findings, _gpu_time, _host_time, _layers, _benchmark, _launches, _rest):
+    for add in (_findings, _gpu_time, _host_time, _layers, _benchmark, _measured, _sweep, _launches, _rest):
         add(part, artifact)
     if not part.headline:
         rows = ", ".join(units.plural(len(table), _noun(name)) for name, table in artifact.tables.items() if len(table))
@@ -306,6 +306,29 @@ def _run(part: Part, run: Mapping[str, Any]) -> None:
             else ""
         )
         part.say(4 if status.upper() == "PASSED" else 1, f"{part.tool.partition(' ')[0]} {said}", why)
+
+
+def _measured(part: Part, artifact: Artifact) -> None:
+    """Our own measurement: its latency, on a processor the only time there is."""
+    latency = artifact.summary.get("latency_ns")
+    if artifact.kind != "probe-measurement" or not isinstance(latency, Mapping):
+        return
+    median, backend = units.seconds(latency["median"] / 1e9), artifact.summary.get("backend", "")
+    part.tiles.append(Tile("Latency, median", median, f"99 %: {units.seconds(latency['p99'] / 1e9)}"))
+    part.say(3, f"An inference takes {median} ({backend}, median of {units.count(artifact.summary['iterations'])})")
+
+
+def _sweep(part: Part, artifact: Artifact) -> None:
+    """Latency and throughput over one input dimension."""
+    swept = _table(artifact.tables, "sweep")
+    if swept is None:
+        return
+    part.say(2, *sweep.headline(swept, artifact.summary))
+    if (figure := sweep.draw(swept, str(artifact.summary.get("sweep", "")))) is not None:
+        part.figures[f"{part.key}-sweep"] = ("Sweep", sweep.caption(swept), figure)
+    part.sheets.append(
+        _sheet(part, "sweep", "Shapes", sweep.shown(swept), "shape", "latency_median_ns", secondary=True)
+    )
 
 
 def _launches(part: Part, artifact: Artifact) -> None:

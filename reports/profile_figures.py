@@ -23,6 +23,8 @@ def draw_iterations(frame: pd.DataFrame) -> go.Figure | None:
     """Milliseconds per iteration, at most `MOST_POINTS` iterations evenly taken."""
     shown = frame.iloc[np.unique(np.linspace(0, len(frame) - 1, min(len(frame), MOST_POINTS)).astype(int))]
     drawn = {name: style for name, style in _SERIES.items() if name in shown and shown[name].notna().any()}
+    if "compute_ns" in drawn and "latency_ns" in drawn and shown["compute_ns"].equals(shown["latency_ns"]):
+        del drawn["compute_ns"]  # on a processor: there is nothing but the one time
     if shown.empty or not drawn:
         return None
     figure = base(height=320)

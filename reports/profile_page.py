@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import plotly.graph_objects as go
 
-from reports import page, parts, schema, sheets
+from reports import joining, page, parts, schema, sheets, units
 from reports.collect import Collection
 from reports.parts import Part
+from reports.sheets import Column, Sheet
 
 TEMPLATE = "profile.html"
-MOST_OPEN = 3  # parts; of more only the first has its tables open
+MOST_OPEN = 1  # parts, and runs; the others are shown when they are asked for
+FIRST_ROWS = 20  # of the table of the others
 _PRIVATE = ("environment", "host", "hostname", "user", "username", "cwd")
 
 
@@ -38,6 +40,32 @@ class View:
         return sorted(self.parts, key=lambda part: part.urgency)
 
     @property
+    def most_open(self) -> int:
+        return MOST_OPEN
+
+    @cached_property
+    def opened(self) -> list[Part]:
+        """The parts that are shown at once."""
+        return self.ordered[:MOST_OPEN]
+
+    @cached_property
+    def others(self) -> list[Part]:
+        """The parts that are shown one at a time, when they are asked for."""
+        return self.ordered[len(self.opened) :]
+
+    @property
+    def overview(self) -> Sheet:
+        """One row for each of the others: where it comes from, and what it says."""
+        columns = Column("File", "part"), Column("Tool", "text"), Column("What it says", "text")
+        rows = tuple(
+            ((float(part.key.removeprefix("p")), units.visible(part.name)), units.visible(part.tool),
+             units.visible(units.shorten(" · ".join(filter(None, (part.headline, part.detail))), 300)))
+            for part in self.others[: sheets.MOST_ROWS]
+        )  # fmt: skip
+        caption = "The most urgent first. A click shows all of a file below."
+        return Sheet("others", "The other files", "file", columns, rows, len(self.others), caption, FIRST_ROWS)
+
+    @property
     def notes(self) -> list[str]:
         """All remarks, those of a part under its name where there are several."""
         several = len(self.parts) > 1
@@ -56,12 +84,10 @@ class View:
 
 def view(collection: Collection) -> View:
     """The parts of a page."""
-    made = [parts.make(artifact, f"p{number}") for number, artifact in enumerate(collection.artifacts)]
-    if len(made) > MOST_OPEN:
-        lead = min(made, key=lambda part: part.urgency)
-        for part in made:
-            part.sheets = [replace(sheet, secondary=sheet.secondary or part is not lead) for sheet in part.sheets]
-    return View(tuple(made), collection.manifests, collection.left_out)
+    made = tuple(parts.make(artifact, f"p{number}") for number, artifact in enumerate(collection.artifacts))
+    if (together := joining.sheet(collection.artifacts)) is not None:
+        min(made, key=lambda part: part.urgency).sheets.append(together)
+    return View(made, collection.manifests, collection.left_out)
 
 
 def render(collection: Collection) -> str:

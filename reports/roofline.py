@@ -134,6 +134,13 @@ def among(metrics: pd.DataFrame, names: Iterable[str]) -> pd.DataFrame:
     return metrics.take(np.flatnonzero(np.isin(column.codes, wanted.astype(column.codes.dtype))))
 
 
+def needed(metrics: pd.DataFrame) -> pd.DataFrame:
+    """The rows that say something here: of a report with thousands of metrics a few dozen a launch."""
+    groups = (LAUNCH_METRICS, SPEED, INSTRUCTIONS)
+    names = {name for group in groups for found in group.values() for name, _ in found}
+    return among(metrics, names | {name for name in metrics["metric"].cat.categories if name.startswith(TENSOR)})
+
+
 def wide(metrics: pd.DataFrame, wanted: Mapping[str, Alternatives]) -> pd.DataFrame:
     """One row a launch that has any of the wanted quantities, one column a quantity: the first of its alternatives that
     was measured, else NaN."""

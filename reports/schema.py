@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from harness.record import Outcome
+from harness.record import Outcome, number
 
 
 @dataclass(frozen=True)
@@ -85,6 +85,7 @@ def read_edge(row: Any, nodes: int) -> tuple[int, int] | None:
 
 
 def real(value: Any) -> float | None:
+    value = number(value)
     if not isinstance(value, int | float) or isinstance(value, bool):
         return None
     try:

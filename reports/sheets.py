@@ -32,7 +32,7 @@ Cell = str | tuple[float | None, str]  # a text, or a number and how it reads
 
 @dataclass(frozen=True)
 class Column:
-    """`kind` is text, number, or bar (a number with a bar behind it)."""
+    """`kind` is text, number, bar (a number with a bar behind it), or part (a name that opens a part of the page)."""
 
     title: str
     kind: str

@@ -9,6 +9,8 @@ from typing import Protocol
 from harness.errors import ArtifactMissing, ParseError
 from reports.artifact import Artifact
 from reports.readers import (
+    emulation,
+    kernel_bench,
     ncu,
     ncu_rep,
     nsys,
@@ -39,11 +41,15 @@ READERS: dict[str, Reader] = {
     "trtexec's JSON exports": trtexec_exports,
     "an ONNX Runtime profile": ort,
     "Polygraphy's inputs or outputs": polygraphy,
-    "probe's steps or device log": ours,
+    "findings of the emulation": emulation,
+    "probe's kernel benchmark": kernel_bench,
+    "probe's steps, device log, measurement or sweep": ours,
     "compute-sanitizer XML or text": sanitizer,
     "ncu CSV": ncu,
     "trtexec's output": trtexec,
 }
+EMPTY = "run the tool again: it was stopped before it wrote anything, or wrote elsewhere"
+UNKNOWN = "nsys export --type sqlite REPORT, ncu --import REPORT --csv --page raw, or trtexec's output in a file"
 _LOGS = ("trtexec's output", "compute-sanitizer XML or text")
 
 
@@ -54,7 +60,8 @@ def detect(path: Path) -> Reader:
     if name is None and len(head) == HEAD and b"\0" not in head[:4096].strip(b"\0"):
         name = _claiming(path, _head(path, MUCH), _LOGS)  # a long output of the program itself came first
     if name is None:
-        raise ParseError(path, "content", f"one of: {'; '.join(READERS)}", _shown(head))
+        hint = UNKNOWN if head.strip(b"\0 \r\n\t") else EMPTY
+        raise ParseError(path, "content", f"one of: {'; '.join(READERS)}", _shown(head), hint=hint)
     return READERS[name]
 
 

@@ -6,6 +6,7 @@ import csv
 import io
 import mmap
 import re
+import warnings
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
@@ -23,6 +24,7 @@ from reports.readers.ncu_text import COMMON, LONG, Block, blocks, decode, parse_
 from reports.readers.ncu_units import MISSING, NumberFormat, base_unit, number_format, parse_number, parse_numbers
 
 MARKS = (b'"Process ID","', b'"Kernel Name","', b"==PROF==", b"Kernel Name,")
+END = -7046029254386353131  # closes every row of a raw page that pandas takes apart: no metric has this value
 SAMPLE_ROWS = 8  # of a raw page, evenly spread, to tell how numbers are written
 
 # What ncu says when it comes back without a table, and what to do about it.
@@ -35,6 +37,7 @@ FAILURES = {
     "The application returned an error code": "run the program without ncu first",
     "==ERROR==": "see what ncu printed",
 }
+BLANK = b"\0 \t\r\n\xef\xbb\xbf\xff\xfe"
 AS_CSV = "print the report with `ncu --import FILE --csv --page raw`"
 
 
@@ -91,7 +94,7 @@ def read(path: Path) -> Artifact:
 def gather(path: Path) -> tuple[Found, str]:
     """What every block of the file holds, numbers in base units, and the file's text."""
     data = path.read_bytes()
-    if not data.strip(b"\0 \t\r\n\xef\xbb\xbf\xff\xfe"):
+    if not (data[:99].strip(BLANK) or data.strip(BLANK)):
         raise ParseError(path, "file", "CSV of ncu", "an empty file")
     text = decode(data)
     del data
@@ -131,26 +134,38 @@ def _read_block(path: Path, block: Block, found: Found) -> None:
 
 
 def _read_raw(path: Path, block: Block, found: Found) -> None:
+    try:
+        _take_raw(path, block, found, careful=False)
+    except _Uneven:
+        _take_raw(path, block, found, careful=True)
+
+
+class _Uneven(Exception):
+    """Some rows have more or fewer fields than the others."""
+
+
+def _take_raw(path: Path, block: Block, found: Found, *, careful: bool) -> None:
+    """Add the rows to what was found. Unless `careful` it may raise _Uneven, before it adds anything: looking at every
+    row beforehand would cost a tenth of the time."""
     base = _base_columns(block.header)
     names = block.header[base:]
     if not names:
         raise ParseError(path, "header", "metrics after the columns of the launch", "none")
-    rows = [(heads, rest, nvtx) for heads, rest, nvtx in _halves(block, base, len(names), found)]
-    if not rows:
-        return
-    units, rows = _units_row(path, rows, len(names))
-    if not rows:
-        return
-    lines = [rest for _, rest, _ in rows]
-    written = _format(path, {cell for rest in _spread(lines, SAMPLE_ROWS) for cell in split_row(f'"{rest}')})
-    first = len(found.launches)
-    for heads, _, nvtx in rows:
-        ranges = parse_ranges(block.nvtx_header, nvtx)
-        found.launches.append(_launch(dict(zip(block.header, heads, strict=False)), ranges))
-    values, texts = _matrix(lines, len(names), written)
-    found.texts += [(first + row, names[column], text) for row, column, text in texts]
-    found.cells.append(_cells(values, names, units, first))
-    found.pages.add("raw")
+    unreadable: list[str] = []
+    rows = list(_halves(block, base, len(names), unreadable, careful=careful))
+    units, rows = _units_row(path, rows, len(names)) if rows else ([], [])
+    if rows:
+        lines = [rest for _, rest, _ in rows]
+        written = _format(path, {cell for rest in _spread(lines, SAMPLE_ROWS) for cell in split_row(f'"{rest}')})
+        values, texts = _matrix(lines, len(names), written)
+        first = len(found.launches)
+        for heads, _, nvtx in rows:
+            ranges = parse_ranges(block.nvtx_header, nvtx)
+            found.launches.append(_launch(dict(zip(block.header, heads, strict=False)), ranges))
+        found.texts += [(first + row, names[column], text) for row, column, text in texts]
+        found.cells.append(_cells(values, names, units, first))
+        found.pages.add("raw")
+    found.unreadable += unreadable
 
 
 def _base_columns(header: Sequence[str]) -> int:
@@ -158,19 +173,26 @@ def _base_columns(header: Sequence[str]) -> int:
     return max((index + 1 for index, name in enumerate(header) if name in COMMON), default=0)
 
 
-def _halves(block: Block, base: int, metrics: int, found: Found) -> Iterator[tuple[list[str], str, tuple[str, ...]]]:
+def _halves(
+    block: Block, base: int, metrics: int, unreadable: list[str], *, careful: bool
+) -> Iterator[tuple[list[str], str, tuple[str, ...]]]:
     """Each row as the fields of its launch and the text of its metrics, which pandas takes apart: still quoted, less the
     first quote."""
     for line, nvtx in zip(block.rows, block.nvtx, strict=True):
         heads = line.split('","', base) if line.startswith('"') else []
-        if len(heads) == base + 1 and heads[-1].count('","') == metrics - 1 and heads[-1].endswith('"'):
+        if len(heads) == base + 1 and heads[-1].endswith('"') and (not careful or _is_even(heads[-1], metrics)):
             yield [heads[0][1:], *heads[1:-1]], heads[-1], nvtx
             continue
         fields = split_row(line)
         if len(fields) == base + metrics:
             yield fields[:base], _quoted(fields[base:])[1:], nvtx
         else:
-            found.unreadable.append(f"{len(fields)} of {base + metrics} fields")
+            unreadable.append(f"{len(fields)} of {base + metrics} fields")
+
+
+def _is_even(rest: str, metrics: int) -> bool:
+    """As many fields as there are metrics, and no quotes but those around them."""
+    return rest.count('","') == metrics - 1 and rest.count('"') == 2 * metrics - 1
 
 
 def _quoted(fields: Sequence[str]) -> str:
@@ -205,20 +227,8 @@ def _matrix(
     lines: Sequence[str], columns: int, written: NumberFormat
 ) -> tuple[np.ndarray[Any, np.dtype[np.float64]], list[tuple[int, int, str]]]:
     """Launches x metrics as numbers, and the cells (row, column, text) that are none. Pandas parses in one go what is
-    numbers from end to end; a column of anything else is looked at cell by cell."""
-    frame = pd.read_csv(
-        io.BytesIO(b'\n"'.join([b"", *map(str.encode, lines)])),
-        skiprows=1,
-        header=None,
-        names=range(columns),
-        thousands=written.thousands,
-        decimal=written.decimal,
-        na_values=list(MISSING),
-        keep_default_na=False,
-        low_memory=False,
-        skip_blank_lines=False,
-        index_col=False,
-    )
+    numbers from end to end; a column of anything else is looked at cell by cell. Raises _Uneven."""
+    frame = _parsed(lines, columns, written)
     texts: list[tuple[int, int, str]] = []
     for column, dtype in enumerate(frame.dtypes):
         if dtype.kind not in "iuf":
@@ -226,6 +236,32 @@ def _matrix(
             frame[column], is_text = parse_numbers(cells, written)
             texts += [(row, column, cells[row]) for row, yes in enumerate(is_text) if yes]
     return frame.to_numpy(np.float64), texts
+
+
+def _parsed(lines: Sequence[str], columns: int, written: NumberFormat) -> pd.DataFrame:
+    """The lines taken apart. Each is given one field more, by which it is seen whether it had as many as it should."""
+    mark = f",{END}".encode()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", pd.errors.ParserWarning)  # a row with more fields than columns
+        try:
+            frame = pd.read_csv(
+                io.BytesIO((mark + b'\n"').join([b"", *map(str.encode, lines)]) + mark),
+                skiprows=1,
+                header=None,
+                names=range(columns + 1),
+                thousands=written.thousands,
+                decimal=written.decimal,
+                na_values=list(MISSING),
+                keep_default_na=False,
+                low_memory=False,
+                skip_blank_lines=False,
+                index_col=False,
+            )
+        except (pd.errors.ParserWarning, pd.errors.ParserError) as error:
+            raise _Uneven from error
+    if len(frame) != len(lines) or not frame[columns].eq(END).all():
+        raise _Uneven
+    return frame.drop(columns=columns)
 
 
 def _cells(
@@ -240,6 +276,7 @@ def _cells(
     metric = np.array([place[name] for name in names], dtype=np.min_scalar_type(-len(unique)))
     return Cells(
         launch=np.repeat(np.arange(first, first + launches, dtype=np.int32), metrics),
+        each=metrics if first == 0 else 0,
         metric=np.tile(metric, launches),
         unit=np.tile(unit, launches),
         value=np.multiply(values, np.array(factors), order="C").ravel(),
@@ -455,5 +492,6 @@ def _remarks(found: Found, made: dict[str, pd.DataFrame], text: str) -> Iterator
         yield f"{without} of {len(made['metrics'])} values are not there (empty, n/a or nan in the page)"
     if "Traceback (most recent call last)" in text:
         yield "the output of the profiled program holds a Python traceback"
-    for line in re.findall(r"^==(?:ERROR|WARNING)== .*$", text[:1_000_000], re.MULTILINE)[:10]:
+    said = (line for line in text[:1_000_000].split("\n") if line.startswith(("==ERROR== ", "==WARNING== ")))
+    for line in islice(said, 10):
         yield line.strip()[:300]

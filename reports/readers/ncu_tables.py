@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -39,7 +38,8 @@ class Launch:
 class Cells:
     """Every metric of every launch, in base units, column by column: `launch`, `metric` and `unit` are indices.
 
-    The value of a metric that was not measured, or is a text, is NaN.
+    The value of a metric that was not measured, or is a text, is NaN. `each` is how many metrics every launch has, where
+    all have as many and the launches come one after the other; else 0.
     """
 
     launch: Numbers
@@ -48,6 +48,12 @@ class Cells:
     value: Numbers
     metrics: Sequence[str]
     units: Sequence[str]
+    each: int = 0
+
+    def spread(self, values: Numbers) -> Numbers:
+        """One value a launch, as one value a cell."""
+        spread: Numbers = np.repeat(values, self.each) if self.each else values[self.launch]
+        return spread
 
 
 def ints(value: Any) -> int | None:
@@ -90,14 +96,15 @@ def tables(
 ) -> dict[str, pd.DataFrame]:
     """The tables of a report. `texts` are (index of launch, metric, text); `rules` rows with `launch`, an index."""
     metrics = validate("metrics", _metrics(launches, cells))
+    chosen = roofline.needed(metrics)
     made = {
-        "ncu_launches": validate("ncu_launches", _launches(launches, metrics, texts)),
+        "ncu_launches": validate("ncu_launches", _launches(launches, chosen, texts)),
         "metrics": metrics,
         "ncu_texts": validate("ncu_texts", _texts(launches, texts)),
         "ncu_ranges": validate("ncu_ranges", _ranges(launches)),
         "ncu_rules": validate("ncu_rules", _rules(launches, rules)),
     }
-    made["roofline"] = roofline.roofline(made["ncu_launches"], metrics)
+    made["roofline"] = roofline.roofline(made["ncu_launches"], chosen)
     return made if extremes is None else {**made, "ncu_extremes": validate("ncu_extremes", extremes)}
 
 
@@ -108,9 +115,9 @@ def _metrics(launches: Sequence[Launch], cells: Cells) -> pd.DataFrame:
 
     return pd.DataFrame(
         {
-            "launch_id": pd.arrays.IntegerArray(ids[cells.launch], np.zeros(len(cells.launch), dtype=bool)),
-            "kernel": _category(kernel.codes[cells.launch], kernel.categories),
-            "range": _category(inside.codes[cells.launch], inside.categories),
+            "launch_id": pd.arrays.IntegerArray(cells.spread(ids), np.zeros(len(cells.launch), dtype=bool)),
+            "kernel": _category(cells.spread(kernel.codes), kernel.categories),
+            "range": _category(cells.spread(inside.codes), inside.categories),
             "metric": _category(cells.metric, cells.metrics),
             "value": cells.value,
             "unit": _category(cells.unit, cells.units),
@@ -128,13 +135,12 @@ def _launches(launches: Sequence[Launch], metrics: pd.DataFrame, texts: Sequence
     picked = roofline.wide(metrics, roofline.LAUNCH_METRICS).reindex([launch.launch_id for launch in launches])
     devices = {index: text for index, metric, text in texts if metric == "device__attribute_display_name"}
 
-    def whole(name: str) -> list[int | None]:
-        return [ints(round(value)) if np.isfinite(value) else None for value in picked[name].tolist()]
-
-    def shape(given: Callable[[Launch], Triple | None], metric: str, axis: int) -> list[int | None]:
-        measured = whole(f"{metric}_{'xyz'[axis]}")
-        pairs = zip(map(given, launches), measured, strict=True)
-        return [there if found is None else found[axis] for found, there in pairs]
+    def shape(metric: str, given: Sequence[Triple | None]) -> dict[str, Any]:
+        """What the launch itself says, else what was measured."""
+        said = np.array([(np.nan,) * 3 if found is None else found for found in given], dtype=np.float64).reshape(-1, 3)
+        measured = [picked[f"{metric}_{axis}"].to_numpy() for axis in "xyz"]
+        pairs = zip("xyz", said.T, measured, strict=True)
+        return {f"{metric}_{axis}": _whole(np.where(np.isnan(own), other, own)) for axis, own, other in pairs}
 
     frame: dict[str, Any] = {
         "launch_id": [launch.launch_id for launch in launches],
@@ -148,12 +154,17 @@ def _launches(launches: Sequence[Launch], metrics: pd.DataFrame, texts: Sequence
         name: [getattr(launch, name) for launch in launches]
         for name in ("process_id", "device_id", "context_id", "stream_id")
     }
-    for axis, letter in enumerate("xyz"):
-        frame[f"grid_{letter}"] = shape(lambda launch: launch.grid, "grid", axis)
-        frame[f"block_{letter}"] = shape(lambda launch: launch.block, "block", axis)
+    frame |= shape("grid", [launch.grid for launch in launches])
+    frame |= shape("block", [launch.block for launch in launches])
     for name in ("registers_per_thread", "smem_static_bytes", "smem_dynamic_bytes", "duration_ns"):
-        frame[name] = whole(name)
+        frame[name] = _whole(picked[name].to_numpy())
     return pd.DataFrame({name: _nullable(column) for name, column in frame.items()})
+
+
+def _whole(values: Numbers) -> Any:
+    """The nearest integers; missing where a value is none, or more than 62 bits hold."""
+    known = np.abs(values) < 2.0**62  # not of NaN
+    return pd.arrays.IntegerArray(np.rint(np.where(known, values, 0)).astype(np.int64), ~known)
 
 
 def _nullable(column: Any) -> Any:
@@ -243,7 +254,9 @@ def records(frame: pd.DataFrame) -> list[dict[str, Any]]:
 
 
 def _plain(column: pd.Series) -> list[Any]:
-    if column.dtype.kind == "f":
-        return [value if math.isfinite(value) else None for value in column.tolist()]
-    values: list[Any] = column.to_numpy(dtype=object).tolist()
-    return [None if absent else value for value, absent in zip(values, column.isna().tolist(), strict=True)]
+    numbers = column.dtype.kind == "f"
+    absent = ~np.isfinite(column.to_numpy()) if numbers else column.isna().to_numpy()
+    values: list[Any] = column.tolist() if numbers else column.to_numpy(dtype=object).tolist()
+    if absent.any():
+        return [None if lost else value for value, lost in zip(values, absent.tolist(), strict=True)]
+    return values

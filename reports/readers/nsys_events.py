@@ -134,7 +134,7 @@ class Spans:
 
     def close(self, last: int) -> None:
         """Let the ranges that were never closed end with the trace, for showing."""
-        self.closed = np.where(self.open, np.maximum(self.start, last), self.end)
+        self.closed = np.where(self.open, np.maximum(self.start, last), self.end) if self.open.any() else self.end
 
     def within(self, beginning: str) -> Bools:
         """Which ranges are in a domain whose name begins so, in small letters."""

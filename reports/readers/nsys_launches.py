@@ -42,8 +42,9 @@ class Moments:
 
     def load(self, rows: Ints, weight: Ints) -> Load:
         """What weighs so much at each of these moments, to be summed under ranges; `NONE` is no moment."""
-        known = rows != NONE
-        return Load(self.ranges, self.thread[rows[known]], self.time[rows[known]], weight[known])
+        if not (known := rows != NONE).all():
+            rows, weight = rows[known], weight[known]
+        return Load(self.ranges, self.thread[rows], self.time[rows], weight)
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""What probe itself wrote: `steps.jsonl` of a search, and the device log as JSON lines or Parquet."""
+"""What probe itself wrote: `steps.jsonl` of a search, the device log as JSON lines or Parquet, measurements, sweeps."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from harness.errors import DependencyMissing, ParseError
 from reports import schema
 from reports.artifact import Artifact
 from reports.columns import TABLES, validate
-from reports.readers import decoding
+from reports.readers import decoding, measured
 
 EXPECTED = "JSON lines of probe (steps or device log)"
 PARQUET = b"PAR1"
@@ -26,6 +26,8 @@ def sniff(path: Path, head: bytes) -> bool:
     """By the keys of the first line, or by the columns that end a Parquet file."""
     if head.startswith(PARQUET):
         return all(name.encode() in _tail(path) for name in _LOG)
+    if measured.sniff(head):
+        return True
     keys = _keys(head.split(b"\n", 1)[0])
     return keys >= _STEP or keys >= _LOG
 
@@ -45,8 +47,10 @@ def _tail(path: Path, size: int = 65536) -> bytes:
 
 
 def read(path: Path) -> Artifact:
-    """Steps, or a device log in either format."""
+    """Steps, a device log in either format, a measurement or a sweep."""
     data = decoding.read_bytes(path, EXPECTED)
+    if measured.sniff(data):
+        return measured.read(path, data)
     if data.startswith(PARQUET):
         return _log(path, _parquet(path), ())
     rows, notes = _rows(path, data)

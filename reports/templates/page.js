@@ -75,8 +75,16 @@
   all("button.copy").forEach((button) => button.addEventListener("click", () => copy(button)));
 
   // Figures.
+  function bytesOf(base64) {
+    if (Uint8Array.fromBase64) return Uint8Array.fromBase64(base64); // a hundred times as fast; browsers of 2025 have it
+    const text = atob(base64);
+    const bytes = new Uint8Array(text.length);
+    for (let index = 0; index < text.length; index += 1) bytes[index] = text.charCodeAt(index);
+    return bytes;
+  }
+
   async function load(library) {
-    const deflated = Uint8Array.from(atob(library.textContent), (character) => character.charCodeAt(0));
+    const deflated = bytesOf(library.textContent);
     const inflated = new Blob([deflated]).stream().pipeThrough(new DecompressionStream("deflate"));
     const script = document.createElement("script");
     script.textContent = await new Response(inflated).text();
@@ -87,23 +95,34 @@
   // Only these buttons: plotly.js also offers ones that send the figure to a site.
   const options = { responsive: true, displaylogo: false, showSendToCloud: false, modeBarButtons: [["zoom2d", "pan2d", "resetScale2d", "toImage"]] };
 
-  async function draw() {
-    const plots = all(".plot");
+  let loaded;
+
+  async function draw(root) {
+    const plots = all(".plot", root);
     if (!plots.length) return;
-    await load(byId("library"));
-    for (const plot of plots) {
-      const { data, layout } = JSON.parse(byId(plot.dataset.figure).textContent);
+    const figures = plots.map((plot) => byId(plot.dataset.figure));
+    await (loaded ??= load(byId("library")));
+    for (const [place, plot] of plots.entries()) {
+      const { data, layout } = JSON.parse(figures[place].textContent);
       plot.replaceChildren();
       plot.style.height = `${layout.height}px`; // else plotly.js takes the box's own height when the window is resized
       await Plotly.newPlot(plot, data, layout, options);
     }
-    const fit = () => plots.forEach((plot) => Plotly.Plots.resize(plot));
+    const fit = () => plots.filter((plot) => plot.isConnected).forEach((plot) => Plotly.Plots.resize(plot));
     window.addEventListener("beforeprint", fit);
     window.addEventListener("afterprint", fit);
   }
 
-  draw().then(() => document.documentElement.setAttribute("data-drawn", "yes"), (error) => {
-    all(".plot .wait").forEach((text) => { text.textContent = `This figure could not be drawn (${error.message}); its numbers are in the tables.`; });
-    document.documentElement.setAttribute("data-drawn", "no");
-  });
+  async function show(root) { // gives whether all figures were drawn
+    try {
+      await draw(root);
+      return "yes";
+    } catch (error) {
+      all(".plot .wait", root).forEach((text) => { text.textContent = `This figure could not be drawn (${error.message}); its numbers are in the tables.`; });
+      return "no";
+    }
+  }
+
+  document.addEventListener("figures", async ({ detail }) => { detail.dataset.drawn = await show(detail); }); // in a part that came later
+  show(document).then((drawn) => document.documentElement.setAttribute("data-drawn", drawn));
 })();

@@ -39,14 +39,16 @@
     }
 
     key(row, column) {
-      const cell = row[column];
+      const cell = this.kind(column) === "part" ? row[column][1] : row[column];
       if (!Array.isArray(cell)) return cell.toLowerCase();
       return cell[0] === null ? null : cell[0] === "nan" ? Infinity : Number(String(cell[0]).replace("inf", "Infinity"));
     }
 
+    kind(column) { return this.content.columns[column][1]; }
+
     sort(column) {
       const header = this.table.tHead.rows[0].cells[column];
-      const first = this.content.columns[column][1] === "text" ? "ascending" : "descending"; // the largest number first
+      const first = ["text", "part"].includes(this.kind(column)) ? "ascending" : "descending"; // the largest number first
       const now = header.getAttribute("aria-sort");
       const order = now === null ? first : now === "ascending" ? "descending" : "ascending";
       all("th", this.table).forEach((other) => other.removeAttribute("aria-sort"));
@@ -68,7 +70,7 @@
 
     draw() {
       const rows = this.rows.slice(0, this.shown);
-      this.table.tBodies[0].replaceChildren(...rows.map((row) => make("tr", {}, ...row.map((cell, column) => this.cell(cell, this.content.columns[column][1])))));
+      this.table.tBodies[0].replaceChildren(...rows.map((row) => make("tr", {}, ...row.map((cell, column) => this.cell(cell, this.kind(column))))));
       const more = this.box.querySelector("button.more");
       more.hidden = rows.length === this.rows.length;
       more.textContent = `Show more (${whole(rows.length)} of ${whole(this.rows.length)} shown)`;
@@ -83,13 +85,14 @@
         if (content.length > 120) name.tabIndex = 0;
         return make("td", {}, name);
       }
+      if (kind === "part") return make("td", {}, make("a", { href: `#part-p${content[0]}`, textContent: content[1] }));
       const cell = make("td", { className: kind === "bar" ? "number share" : "number", textContent: content[1] });
       if (kind === "bar" && this.content.widest > 0) cell.style.setProperty("--part", `${(100 * Math.max(0, content[0])) / this.content.widest}%`);
       return cell;
     }
 
     async copy(button) {
-      const plain = (cell) => (Array.isArray(cell) ? String(cell[0] ?? "") : cell).replace(/\s+/g, " ");
+      const plain = (cell, column) => (Array.isArray(cell) ? String(cell[this.kind(column) === "part" ? 1 : 0] ?? "") : cell).replace(/\s+/g, " ");
       const lines = [this.content.columns.map(([title]) => title), ...this.rows.map((row) => row.map(plain))];
       try {
         await toClipboard(lines.map((line) => line.join("\t")).join("\n"));
@@ -539,9 +542,8 @@
   }
 
   async function inflate(id) {
-    const text = atob(document.getElementById(id).textContent);
-    const deflated = new Uint8Array(text.length);
-    for (let index = 0; index < text.length; index += 1) deflated[index] = text.charCodeAt(index);
+    const base64 = document.getElementById(id).textContent;
+    const deflated = Uint8Array.fromBase64?.(base64) ?? Uint8Array.from(atob(base64), (character) => character.charCodeAt(0));
     const stream = new Blob([deflated]).stream().pipeThrough(new DecompressionStream("deflate"));
     return new Uint8Array(await new Response(stream).arrayBuffer());
   }
@@ -650,17 +652,61 @@
 
   // Everything once; tables in closed parts when they are opened.
 
-  for (const box of all("[data-sheet]")) {
-    const closed = box.closest("details:not([open])");
-    if (closed) closed.addEventListener("toggle", () => { if (!box.dataset.ready) { box.dataset.ready = "yes"; new Sheet(box); } });
-    else new Sheet(box);
+  function drawIcicle(box) {
+    box.picture = new Icicle(box, data(box.dataset.icicle));
+    box.picture.draw();
+    box.querySelector(".wait").remove();
   }
-  const pictures = [
-    ...all("[data-icicle]").map(async (box) => { box.picture = new Icicle(box, data(box.dataset.icicle)); box.picture.draw(); box.querySelector(".wait").remove(); }),
-    ...all("[data-columns]").map(drawTimeline),
-  ];
-  Promise.all(pictures).then(() => document.documentElement.setAttribute("data-pictures", "yes"), (error) => {
-    all(".picture .wait").forEach((text) => { text.textContent = `This picture could not be drawn (${error.message}); its numbers are in the tables.`; });
-    document.documentElement.setAttribute("data-pictures", "no");
+
+  async function enliven(root) { // gives whether all pictures were drawn
+    for (const box of all("[data-sheet]", root)) {
+      const closed = box.closest("details:not([open])");
+      if (closed) closed.addEventListener("toggle", () => new Sheet(box), { once: true });
+      else new Sheet(box);
+    }
+    try {
+      await Promise.all([...all("[data-icicle]", root).map(async (box) => drawIcicle(box)), ...all("[data-columns]", root).map(drawTimeline)]);
+      return "yes";
+    } catch (error) {
+      all(".picture .wait", root).forEach((text) => { text.textContent = `This picture could not be drawn (${error.message}); its numbers are in the tables.`; });
+      return "no";
+    }
+  }
+
+  // Parts that are elements only once they are asked for, one at a time; one that was shown before comes back as it was.
+  const stage = document.getElementById("stage");
+  const built = new Map();
+  const elements = (html) => { const holder = make("template"); holder.innerHTML = html; return holder.content; };
+
+  function written(id) { // no name can look like an element: all of them are escaped
+    const text = document.getElementById("parts").textContent;
+    const from = text.indexOf(`<article id="${id}">`);
+    return text.slice(from, text.indexOf("</article>", from));
+  }
+
+  async function open(id) {
+    const fresh = !built.has(id);
+    if (fresh) built.set(id, elements(written(id)).firstElementChild);
+    const part = built.get(id);
+    stage.replaceChildren(part);
+    const heading = part.querySelector(".headline");
+    heading.tabIndex = -1;
+    heading.focus();
+    part.scrollIntoView();
+    if (!fresh) { dispatchEvent(new Event("resize")); return; } // the window may have changed meanwhile
+    const drawn = await enliven(part);
+    document.dispatchEvent(new CustomEvent("figures", { detail: part }));
+    part.dataset.pictures = drawn;
+  }
+
+  document.addEventListener("click", (event) => {
+    const link = event.target.closest("a[href^='#part-']");
+    if (!link) return;
+    event.preventDefault();
+    open(link.hash.slice(1));
   });
+  for (const later of all("details > noscript")) {
+    later.parentElement.addEventListener("toggle", () => later.replaceWith(elements(later.textContent)), { once: true });
+  }
+  enliven(document).then((drawn) => document.documentElement.setAttribute("data-pictures", drawn));
 })();

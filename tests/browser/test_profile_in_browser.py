@@ -177,6 +177,63 @@ def test_closed_tables_are_filled_when_they_are_opened(opened):
     opened.wait(f"return ({count.removeprefix('return ')}) === 1")
 
 
+OTHERS = "return [...document.querySelectorAll('[data-sheet=data-others] tbody a')].map((link) => link.textContent)"
+OPEN = "document.querySelector('a[href=\"#part-p' + arguments[0] + '\"]').click()"
+STAGE = "const part = document.querySelector('#stage > article'); return part && part.dataset.pictures && part.dataset.drawn"
+
+
+@pytest.fixture
+def many(browser, tmp_path):
+    """Thirty files: two traces, one with hostile names, and benchmarks, each with a figure of plotly."""
+    found = [trace_tables.trace(4_000), trace_tables.hostile(), *[trace_tables.measured(seed) for seed in range(28)]]
+    artifacts = [trace_tables.artifact(tables, f"run <b>{place}<b>.sqlite") for place, tables in enumerate(found)]
+    browser.open(profile_page.write(trace_tables.collection(*artifacts), tmp_path / "report.html"))
+    browser.wait("return document.documentElement.dataset.pictures !== undefined")
+    return browser
+
+
+def open_part(browser, place):
+    browser.run(OPEN, place)
+    browser.wait(STAGE)
+    return browser.run(
+        "const part = document.querySelector('#stage > article'); return [part.id, part.dataset.pictures, part.dataset.drawn]"
+    )
+
+
+def test_of_many_files_one_is_shown_at_a_time(many):
+    assert many.run("return document.querySelectorAll('*').length") < 1000
+    assert many.run(OTHERS)[:2] == ["run <b>1<b>.sqlite", "run <b>2<b>.sqlite"]
+    for place in (2, 3, 1, 2):
+        assert open_part(many, place) == [f"part-p{place}", "yes", "yes"]
+        assert many.run("return document.querySelectorAll('#stage > article').length") == 1
+        assert many.run("return document.querySelectorAll('*').length") < 1000
+    assert many.run("return document.querySelectorAll('#stage .plot .scatterlayer .js-line').length") == 1
+    assert many.run("return window.hacked") is None
+    assert many.complaints() == []
+
+
+def test_a_part_that_came_later_is_as_alive_as_the_first(many):
+    open_part(many, 1)
+    assert pixels(many, "#stage [data-columns]") > 4
+    many.run("document.querySelector('#stage [data-sheet=data-p1-kernels] .order').click()")
+    assert many.run("return document.querySelector('#stage th').ariaSort") == "ascending"
+    many.run("document.querySelector('#stage details').open = true")
+    many.wait("return document.querySelectorAll('#stage details tbody tr').length > 0")
+    open_part(many, 2)
+    open_part(many, 1)  # comes back as it was
+    assert many.run("return document.querySelector('#stage th').ariaSort") == "ascending"
+
+
+def test_without_script_all_files_are_there(many):
+    shown = "//article//h2[@class='headline']"
+    many.devtools("DOM.enable")
+    assert many.devtools("DOM.performSearch", query=shown)["resultCount"] == 0
+    many.devtools("Emulation.setScriptExecutionDisabled", value=True)
+    many.call("POST", "/refresh")
+    many.devtools("DOM.getDocument")
+    assert many.devtools("DOM.performSearch", query=shown)["resultCount"] == 29
+
+
 def test_hostile_names_run_nothing_and_are_shown(browser, tmp_path):
     show(browser, tmp_path, trace_tables.hostile())
     browser.run("for (const closed of document.querySelectorAll('details')) closed.open = true")

@@ -277,3 +277,18 @@ def test_no_nsys_to_export_with(tmp_path, monkeypatch, capsys):
     (tmp_path / "run.qdrep").write_bytes(b"opaque")
     assert cli.run(["report", str(tmp_path / "run.qdrep"), "--json", "-"]) == 2
     assert "nsys export --type sqlite run.qdrep" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "content, hint", [(b"", "run the tool again"), (b" \n", "run the tool again"), (b"hello", "nsys export")]
+)
+def test_a_file_that_no_reader_knows_says_what_to_do(tmp_path, capsys, content, hint):
+    path = tmp_path / "out.txt"
+    path.write_bytes(content)
+    assert cli.run(["report", str(path), "-o", str(tmp_path / "page.html")]) == 2
+    assert f"try: {hint}" in capsys.readouterr().err
+
+
+def test_a_folder_that_is_no_session_is_not_resumed(tmp_path, capsys):
+    assert cli.run(["bisect", "--resume", str(tmp_path)]) == 2
+    assert "no session folder" in capsys.readouterr().err

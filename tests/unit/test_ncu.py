@@ -333,6 +333,28 @@ def test_the_summary_page(tmp_path):
     assert (artifact.summary["launch_count"], artifact.summary["kernel_time_ns"]) == (14, 28_000)
 
 
+@pytest.mark.parametrize(
+    "row, told",
+    [
+        (["1", "2"], "9 of 10 fields"),  # cut short, and a quote is its end all the same
+        (["1", "2", "3", "4"], "11 of 10 fields"),
+        (['1","2', "2", "3"], None),  # a text that looks like two fields
+        (['say ""1""', '"2', "3"], None),
+    ],
+)
+def test_a_row_of_another_length_costs_no_other_row(tmp_path, row, told):
+    base = ["ID", "Process ID", "Kernel Name", "Context", "Stream", "Device", "CC"]
+    header, units = [*base, "a", "b", "c"], ["", "", "", "", "", "", "", "inst", "", "%"]
+    launches = [[str(n), "1", "k", "1", "7", "0", "9.0"] for n in range(3)]
+    rows = [[*launches[0], "1,000", "", "5.5"], [*launches[1], *row], [*launches[2], "2", "nan", "6.5"]]
+    artifact = check(ncu.read(written(tmp_path, page(header, units, *rows))))
+    found = values(artifact)
+    assert (found[0, "a"], found[0, "c"]) == ((1000, "inst"), (5.5, "%"))
+    assert (found[2, "a"], found[2, "c"]) == ((2, "inst"), (6.5, "%"))
+    assert artifact.tables["ncu_launches"]["launch_id"].tolist() == ([0, 2] if told else [0, 1, 2])
+    assert any(told in note for note in artifact.notes) if told else found[1, "c"] == (3, "%")
+
+
 def test_two_runs_in_one_file_are_numbered_anew(tmp_path):
     text = (DATA / "a10g_metrics.csv").read_text()
     artifact = check(ncu.read(written(tmp_path, text + "\nepoch 2\n" + text)))

@@ -134,6 +134,23 @@ def test_the_number_of_elements_does_not_grow_with_the_trace(events):
     assert len(page.tags) < 600
 
 
+@pytest.mark.parametrize("files", [2, 30, 300])
+def test_the_number_of_elements_does_not_grow_with_the_files(files):
+    artifacts = [trace_tables.artifact(trace_tables.iterations(3), f"run{number}.sqlite") for number in range(files)]
+    manifests = [{"verb": "profile", "argv": ["profile", f"m{number}.onnx"], "gpu": "H100"} for number in range(files)]
+    source = page_of(*artifacts, manifests=tuple(manifests))
+    with_script = Reader(re.sub(r"<noscript.*?</noscript>", "", source, flags=re.DOTALL))  # text to a browser with it
+    assert len(with_script.tags) < 600
+    without = Reader(source)
+    for number in range(files):
+        assert f"run{number}.sqlite" in without.text
+        assert f"m{number}.onnx" in without.text
+    opened = {dict(found).get("id") for tag, found in without.attributes if tag == "article"}
+    assert opened == {f"part-p{number}" for number in range(1, files)}
+    table = json.loads(with_script.scripts["data-others"])
+    assert [row[0] for row in table["rows"]] == [[float(n), f"run{n}.sqlite"] for n in range(1, files)]
+
+
 def test_more_rows_than_fit_are_counted():
     rows = [(f"kernel {number:05}", 10 * number, 5, None) for number in range(sheets.MOST_ROWS + 7)]
     page = Reader(page_of(trace_tables.artifact({"kernels": trace_tables.kernels(rows)})))

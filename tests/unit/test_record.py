@@ -17,7 +17,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from harness.errors import ArtifactMissing, ParseError, UsageError
-from harness.record import Command, Outcome, Session, ToolRun
+from harness.record import Command, Outcome, Session, ToolRun, number
+from reports.schema import real
 
 NOW = datetime(2026, 3, 1, 12, 30, 5, 250_000, tzinfo=UTC)
 
@@ -54,16 +55,36 @@ def test_a_folder_that_cannot_be_made_is_said(tmp_path, name):
 
 
 def test_only_a_session_folder_opens(session):
-    with pytest.raises(ArtifactMissing, match=r"manifest\.json"):
+    with pytest.raises(UsageError, match=r"manifest\.json"):
         Session.open(session.folder)
     session.write_json("manifest.json", {})
     assert Session.open(session.folder).folder == session.folder
 
 
 def test_json_comes_back(session):
-    path = session.write_json("result.json", {"culprits": ["a"], "error": math.inf})
+    path = session.write_json("result.json", {"culprits": ["a"], "error": 0.5, "scopes": []})
     assert path == session.folder / "result.json"
-    assert session.read_json("result.json") == {"culprits": ["a"], "error": math.inf}
+    assert session.read_json("result.json") == {"culprits": ["a"], "error": 0.5, "scopes": []}
+
+
+@pytest.mark.parametrize("value", [math.inf, -math.inf, math.nan, 1e308, 0.0, 7, None])
+def test_numbers_that_json_lacks_are_texts_that_come_back(session, value):
+    def refuse(constant):
+        raise AssertionError(f"{constant} is no JSON")
+
+    session.append_step({"value": value, "nested": [{"value": (value,)}]})
+    session.write_json("result.json", {"error": value})
+    for name in ("steps.jsonl", "result.json"):
+        json.loads((session.folder / name).read_text(), parse_constant=refuse)
+    (step,) = session.steps()
+    for read in (step["value"], step["nested"][0]["value"][0], session.read_json("result.json")["error"]):
+        assert repr(number(read)) == repr(value)
+        assert real(read) == value or (value is not None and math.isnan(value))
+
+
+def test_other_texts_stay_texts():
+    assert number("inf") == "inf"
+    assert number("Infinity and more") == "Infinity and more"
 
 
 def test_json_that_cannot_be_written_leaves_the_old_file_and_no_other(session):
@@ -108,7 +129,10 @@ def test_no_steps_at_first(session):
 
 
 STEPS = st.lists(
-    st.dictionaries(st.text(), st.text() | st.integers() | st.floats(allow_nan=False) | st.none()), max_size=6
+    st.dictionaries(
+        st.text(), st.text() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.none()
+    ),
+    max_size=6,
 )
 
 
