@@ -1,0 +1,214 @@
+/* A stand-in for libcuda.so.1 on machines without a GPU: device memory is the host's, "kernels" are functions below,
+   streams run at once, graphs replay what was recorded, and a status can be planted for any function. */
+#include <stdint.h>
+#include <stdlib.h>
+#include <string.h>
+#include <time.h>
+
+enum { INVALID_VALUE = 1, OUT_OF_MEMORY = 2, NOT_FOUND = 500, ILLEGAL_ADDRESS = 700 };
+typedef uint64_t Address;
+typedef void (*Body)(void **);
+
+static const char *planted_name = "";
+static int planted_status, planted_after, lost, launches, gpus = 1;
+static uint64_t allocated, pending;
+
+void fake_plant(const char *name, int status, int after) {
+    planted_name = strdup(name);
+    planted_status = status;
+    planted_after = after;
+}
+void fake_gpus(int count) { gpus = count; }
+int fake_launches(void) { return launches; }
+uint64_t fake_allocated(void) { return allocated; }
+void fake_reset(void) {
+    fake_plant("", 0, 0);
+    lost = launches = 0;
+    pending = 0;
+    gpus = 1;
+}
+
+static int entered(const char *name) {
+    if (!strcmp(name, planted_name) && planted_after-- == 0) {
+        planted_name = "";
+        return planted_status;
+    }
+    return lost;
+}
+#define ENTER(name)                      \
+    do {                                 \
+        int status = entered(name);      \
+        if (status) return status;       \
+    } while (0)
+
+/* ---- kernels ---- */
+static void scale(void **p) { /* float* x, float factor, int n */
+    float *x = *(float **)p[0], factor = *(float *)p[1];
+    for (int i = 0, n = *(int *)p[2]; i < n; i++) x[i] *= factor;
+}
+static void append(void **p) { /* float* x, float digit: x = 10 x + digit, so that the order of launches shows */
+    float *x = *(float **)p[0];
+    *x = 10 * *x + *(float *)p[1];
+}
+static void overrun(void **p) { /* float* x, int index */
+    (*(float **)p[0])[*(int *)p[1]] = 1.0f;
+}
+static void wild(void **p) { (void)p; pending = ILLEGAL_ADDRESS; }
+
+static struct Function {
+    const char *name;
+    Body body;
+    int count, shared_static, shared_allowed;
+    size_t sizes[4];
+} functions[] = {
+    {"scale", scale, 3, 0, 49152, {8, 4, 4}},
+    {"append", append, 2, 0, 49152, {8, 4}},
+    {"overrun", overrun, 2, 1024, 49152, {8, 4}},
+    {"wild", wild, 0, 0, 49152, {0}},
+};
+
+/* ---- graphs: launches with their parameters copied ---- */
+struct Launch { struct Function *function; char values[4][8]; };
+struct Graph { int count; struct Launch launches[8192]; };
+struct Stream { struct Graph *recording; };
+
+static void execute(struct Launch *launch) {
+    void *p[4];
+    for (int i = 0; i < 4; i++) p[i] = launch->values[i];
+    launches++;
+    launch->function->body(p);
+}
+
+/* ---- the driver's functions ---- */
+int cuInit(unsigned flags) { (void)flags; return gpus ? entered("cuInit") : 100; }
+int cuDriverGetVersion(int *v) { *v = 13000; return 0; }
+int cuDeviceGetCount(int *n) { *n = gpus; return 0; }
+int cuDeviceGet(int *d, int ordinal) { *d = ordinal; return 0; }
+int cuDeviceGetName(char *room, int size, int d) { (void)d; strncpy(room, "Stand-in", size); return 0; }
+int cuDeviceGetPCIBusId(char *room, int size, int d) { (void)d; strncpy(room, "0000:01:00.0", size); return 0; }
+int cuDeviceGetAttribute(int *v, int a, int d) {
+    (void)d;
+    *v = a == 75 ? 9 : a == 76 ? 0 : a == 38 ? 1 << 20 : a == 97 ? 232448 : a == 16 ? 132 : 1000;
+    return 0;
+}
+int cuDeviceTotalMem_v2(size_t *n, int d) { (void)d; *n = 1 << 30; return 0; }
+static int context;
+static void *current;
+int cuDevicePrimaryCtxRetain(void **c, int d) { (void)d; ENTER("cuDevicePrimaryCtxRetain"); *c = &context; return 0; }
+int cuCtxGetCurrent(void **c) { *c = current; return 0; }
+int cuCtxSetCurrent(void *c) { current = c; return 0; }
+int cuCtxSynchronize(void) {
+    ENTER("cuCtxSynchronize");
+    if (pending) lost = (int)pending;
+    return lost;
+}
+int cuMemAlloc_v2(Address *a, size_t n) {
+    ENTER("cuMemAlloc_v2");
+    if (n > 1 << 30) return OUT_OF_MEMORY;
+    size_t *block = aligned_alloc(256, (n + 256 + 255) / 256 * 256);
+    *block = n;
+    allocated += n;
+    *a = (Address)block + 256;
+    return 0;
+}
+int cuMemFree_v2(Address a) { size_t *block = (size_t *)(a - 256); allocated -= *block; free(block); return lost; }
+int cuMemGetInfo_v2(size_t *f, size_t *t) { *f = *t = 1 << 30; return 0; }
+int cuMemcpyHtoD_v2(Address to, const void *from, size_t n) { ENTER("cuMemcpyHtoD_v2"); memcpy((void *)to, from, n); return 0; }
+int cuMemcpyDtoH_v2(void *to, Address from, size_t n) { ENTER("cuMemcpyDtoH_v2"); memcpy(to, (void *)from, n); return 0; }
+int cuMemcpyDtoDAsync_v2(Address to, Address from, size_t n, void *s) { (void)s; memcpy((void *)to, (void *)from, n); return 0; }
+int cuMemsetD8_v2(Address a, unsigned char b, size_t n) { memset((void *)a, b, n); return 0; }
+int cuMemsetD8Async(Address a, unsigned char b, size_t n, void *s) { (void)s; memset((void *)a, b, n); return 0; }
+int cuModuleLoadData(void **m, const char *image) { (void)image; ENTER("cuModuleLoadData"); *m = functions; return 0; }
+int cuModuleUnload(void *m) { (void)m; return 0; }
+int cuModuleGetFunction(void **f, void *m, const char *name) {
+    (void)m;
+    for (size_t i = 0; i < sizeof functions / sizeof *functions; i++)
+        if (!strcmp(functions[i].name, name)) { *f = functions + i; return 0; }
+    return NOT_FOUND;
+}
+int cuFuncGetAttribute(int *v, int a, struct Function *f) { (void)a; *v = f->shared_static; return 0; }
+int cuFuncSetAttribute(struct Function *f, int a, int v) { if (a == 8) f->shared_allowed = v; return 0; }
+int cuFuncGetParamInfo(struct Function *f, size_t i, size_t *offset, size_t *size) {
+    if (i >= (size_t)f->count) return INVALID_VALUE;
+    *offset = 8 * i;
+    *size = f->sizes[i];
+    return 0;
+}
+int cuLaunchKernel(struct Function *f, unsigned gx, unsigned gy, unsigned gz, unsigned bx, unsigned by, unsigned bz,
+                   unsigned shared, struct Stream *s, void **p, void **extra) {
+    (void)extra;
+    ENTER("cuLaunchKernel");
+    if (!gx || !gy || !gz || !bx || !by || !bz || bx * by * bz > 1024) return INVALID_VALUE;
+    if ((int)shared + f->shared_static > f->shared_allowed) return INVALID_VALUE;
+    struct Launch launch = {.function = f};
+    for (int i = 0; i < f->count; i++) memcpy(launch.values[i], p[i], f->sizes[i]);
+    if (s && s->recording) s->recording->launches[s->recording->count++] = launch;
+    else execute(&launch);
+    return 0;
+}
+int cuStreamCreate(struct Stream **s, unsigned flags) { (void)flags; *s = calloc(1, sizeof **s); return 0; }
+int cuStreamDestroy_v2(struct Stream *s) { free(s); return 0; }
+int cuStreamSynchronize(struct Stream *s) { (void)s; return cuCtxSynchronize(); }
+int cuStreamBeginCapture_v2(struct Stream *s, int mode) { (void)mode; s->recording = calloc(1, sizeof(struct Graph)); return 0; }
+int cuStreamEndCapture(struct Stream *s, struct Graph **g) { *g = s->recording; s->recording = 0; return 0; }
+int cuGraphInstantiateWithFlags(struct Graph **e, struct Graph *g, uint64_t flags) {
+    (void)flags;
+    *e = malloc(sizeof **e);
+    **e = *g;
+    return 0;
+}
+int cuGraphUpload(struct Graph *e, struct Stream *s) { (void)e, (void)s; return 0; }
+int cuGraphLaunch(struct Graph *e, struct Stream *s) {
+    (void)s;
+    ENTER("cuGraphLaunch");
+    for (int i = 0; i < e->count; i++) execute(e->launches + i);
+    return 0;
+}
+int cuGraphExecDestroy(struct Graph *e) { free(e); return 0; }
+int cuGraphDestroy(struct Graph *g) { free(g); return 0; }
+int cuEventCreate(struct timespec **e, unsigned flags) { (void)flags; *e = calloc(1, sizeof **e); return 0; }
+int cuEventRecord(struct timespec *e, struct Stream *s) { (void)s; clock_gettime(CLOCK_MONOTONIC, e); return 0; }
+int cuEventSynchronize(struct timespec *e) { (void)e; return 0; }
+int cuEventElapsedTime(float *ms, struct timespec *a, struct timespec *b) {
+    *ms = (b->tv_sec - a->tv_sec) * 1e3f + (b->tv_nsec - a->tv_nsec) * 1e-6f;
+    return 0;
+}
+int cuEventDestroy_v2(struct timespec *e) { free(e); return 0; }
+int cuMemHostAlloc(void **p, size_t n, unsigned flags) { (void)flags; ENTER("cuMemHostAlloc"); *p = malloc(n); return 0; }
+int cuMemFreeHost(void *p) { free(p); return 0; }
+int cuMemcpyHtoDAsync_v2(Address to, const void *from, size_t n, void *s) {
+    (void)s;
+    ENTER("cuMemcpyHtoDAsync_v2");
+    memcpy((void *)to, from, n);
+    return 0;
+}
+int cuMemcpyDtoHAsync_v2(void *to, Address from, size_t n, void *s) {
+    (void)s;
+    ENTER("cuMemcpyDtoHAsync_v2");
+    memcpy(to, (void *)from, n);
+    return 0;
+}
+int cuGraphGetNodes(struct Graph *g, struct Launch **nodes, size_t *n) {
+    if (nodes)
+        for (size_t i = 0; i < *n; i++) nodes[i] = g->launches + i;
+    *n = g->count;
+    return 0;
+}
+int cuGraphNodeGetType(struct Launch *node, int *type) { (void)node; *type = 0; return 0; }
+int cuGraphKernelNodeGetParams_v2(struct Launch *node, struct Function **params) { *params = node->function; return 0; }
+int cuFuncGetName(const char **name, struct Function *f) { *name = f->name; return 0; }
+static const struct { int status; const char *name, *text; } statuses[] = {
+    {1, "CUDA_ERROR_INVALID_VALUE", "invalid argument"},
+    {2, "CUDA_ERROR_OUT_OF_MEMORY", "out of memory"},
+    {100, "CUDA_ERROR_NO_DEVICE", "no CUDA-capable device is detected"},
+    {500, "CUDA_ERROR_NOT_FOUND", "named symbol not found"},
+    {700, "CUDA_ERROR_ILLEGAL_ADDRESS", "an illegal memory access was encountered"},
+};
+static int describe(int status, const char **text, int name) {
+    for (size_t i = 0; i < sizeof statuses / sizeof *statuses; i++)
+        if (statuses[i].status == status) { *text = name ? statuses[i].name : statuses[i].text; return 0; }
+    *text = 0;
+    return INVALID_VALUE;
+}
+int cuGetErrorName(int status, const char **text) { return describe(status, text, 1); }
+int cuGetErrorString(int status, const char **text) { return describe(status, text, 0); }
