@@ -101,22 +101,21 @@ def test_int8_sums_are_exact(random, device, size):
     np.testing.assert_array_equal(done.arrays["d"], a.astype(np.int64) @ b.astype(np.int64).T)
 
 
-@pytest.mark.parametrize(("bias", "epilogue"), [(False, "none"), (True, "none"), (True, "gelu_tanh")])
-def test_int8_results_are_rounded_and_saturated(random, device, bias, epilogue):
+@pytest.mark.parametrize("bias", [False, True])
+def test_int8_results_are_rounded_and_saturated(random, device, bias):
     m, n, k, alpha = 64, 128, 256, 1 / 300
     a, b = (random.integers(-128, 128, shape).astype(np.int8) for shape in ((m, k), (n, k)))
     c = (20 * random.standard_normal(n)).astype(np.float32)
     gemm = Gemm(Pointer("a"), Pointer("b"), Pointer("d"), m, n, k, "int8", "int8", True,
-                Pointer("c") if bias else None, "float32", epilogue, alpha)  # fmt: skip
+                Pointer("c") if bias else None, "float32", "none", alpha)  # fmt: skip
     arrays = {"a": a, "b": b, "c": c, "d": np.zeros((m, n), np.int8)}
     try:
         done = launch.run([gemm], arrays, poison=("d",), device=device)
     except UsageError as refusal:  # told, not computed wrongly: the caller fuses it in a kernel
-        if not bias and epilogue == "none":
+        if not bias:
             raise
         pytest.skip(str(refusal))
     want = alpha * (a.astype(np.float64) @ b.astype(np.float64).T) + (c if bias else 0)
-    want = gelu_tanh(want) if epilogue == "gelu_tanh" else want
     off = np.abs(done.arrays["d"] - np.clip(np.round(want), -128, 127))
     assert off.max() <= 1
     assert (off > 0).mean() < 0.01

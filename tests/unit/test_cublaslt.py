@@ -74,7 +74,7 @@ def test_types_and_epilogues(asked, compute, scale, epilogue, bias):
         (gemm(dtype="int8"), r"int8 needs B as \[n, k\]"),
         (gemm(dtype="int8", k=30, b_transposed=True), "multiples of 4, not 16 and 30"),
         (gemm(dtype="int8", b_transposed=True, bias=Pointer("c")), "int32 sums take no bias"),
-        (gemm(dtype="int8", b_transposed=True, epilogue="gelu_tanh"), "int32 sums take no GELU"),
+        (gemm(dtype="int8", b_transposed=True, epilogue="gelu_tanh"), "int8 products take no GELU"),
         (gemm(dtype="int8", b_transposed=True, alpha=0.5), "whole alpha, not 0.5"),
         (gemm(dtype="int8", out="int8", b_transposed=True, bias=Pointer("c"), bias_dtype="float16"), "int8 takes a float32 bias"),
     ],
