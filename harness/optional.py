@@ -41,7 +41,7 @@ LIBRARIES: dict[str, Library] = {
         Library("pycuda", "to run CUDA kernels (nvcc)", "pip install 'probe-trt[gpu]'"),
         Library("nvtx", "to mark builds and launches in the profiler's timeline", "pip install 'probe-trt[gpu]'"),
         Library("pynvml", "to record the GPU's clocks and why it slows down", "pip install 'probe-trt[gpu]'"),
-        Library("torch", "as a peer of our kernels in `probe kernels bench`", "pip install torch"),
+        Library("torch", "to time PyTorch beside our kernels (`probe kernels bench`)", "pip install torch"),
         Library("distributed", "to search on more than one machine", "pip install 'probe-trt[cluster]'"),
         Library("ncu_report", "to read .ncu-rep files", "pip install 'probe-trt[ncu]'"),
     )

@@ -1,0 +1,302 @@
+"""Our plugins in TensorRT's terms: fields, shapes, formats, serialising; and, on the emulation, what they compute."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from harness import emulated
+from harness.errors import UsageError
+from harness.plugin_ops import OPERATIONS, Tensor
+from kernels import numbers, reference
+from kernels.manifest import SPECS
+from probes.kernel_testing import arrays_of
+
+E, N = 64, 2
+RNG = np.random.default_rng(5)
+i32 = lambda *values: np.array(values, np.int32)  # noqa: E731
+f32 = lambda *shape: RNG.normal(size=shape).astype(np.float32)  # noqa: E731
+
+EMBEDDING = {
+    "bert_embeddings_word_embeddings": f32(11, E), "bert_embeddings_token_type_embeddings": f32(2, E),
+    "bert_embeddings_position_embeddings": f32(9, E), "bert_embeddings_layernorm_gamma": f32(E),
+    "bert_embeddings_layernorm_beta": f32(E), "output_fp16": i32(1),
+}  # fmt: skip
+SKIP = {"type_id": i32(1), "beta": f32(E), "gamma": f32(E), "bias": f32(E)}
+INTERLEAVED = {"beta": f32(E), "gamma": f32(E)}
+QKV = {"type_id": i32(0), "hidden_size": i32(E), "num_heads": i32(N), "has_mask": i32(1)}
+FIELDS = {
+    ("CustomEmbLayerNormPluginDynamic", "6"): {**EMBEDDING, "full_mask": i32(0), "mha_type_id": i32(1)},
+    ("CustomEmbLayerNormPluginDynamic", "4"): EMBEDDING,
+    ("CustomEmbLayerNormPluginDynamic", "5"): EMBEDDING,
+    ("CustomSkipLayerNormPluginDynamic", "5"): {**SKIP, "ld": i32(E)},
+    ("CustomSkipLayerNormPluginDynamic", "6"): SKIP,
+    ("CustomSkipLayerNormPluginDynamic", "7"): INTERLEAVED,
+    ("CustomSkipLayerNormPluginDynamic", "8"): INTERLEAVED,
+    ("CustomQKVToContextPluginDynamic", "4"): QKV,
+    ("CustomQKVToContextPluginDynamic", "5"): {**QKV, "var_seqlen": i32(1)},
+    ("CustomFCPluginDynamic", "1"): {"out_dims": i32(12), "type_id": i32(1), "W": f32(E * 12)},
+    ("CustomGeluPluginDynamic", "1"): {"type_id": i32(1), "bias": f32(E)},
+    ("DisentangledAttention_TRT", "2"): {"span": i32(4), "factor": np.array([0.07], np.float32)},
+}
+BY_KEY = {(operation.name, operation.version): operation for operation in OPERATIONS}
+each = pytest.mark.parametrize("key", BY_KEY, ids=" ".join)
+
+
+@dataclass(frozen=True)
+class Ints:
+    """Extents as plain ints."""
+
+    def constant(self, value):
+        return value
+
+    def minus(self, extent, value):
+        return extent - value
+
+
+def made(key, **changes):
+    return BY_KEY[key].of({**FIELDS[key], **changes})
+
+
+def test_every_operation_has_fields_here():
+    assert BY_KEY.keys() == FIELDS.keys()
+
+
+def test_the_versions_are_those_of_the_kernels_specs():
+    promised = {(spec.plugin, new) for spec in SPECS for new in spec.versions.values() if spec.plugin}
+    assert promised - BY_KEY.keys() == {("CustomQKVToContextPluginDynamic", "6")}  # INT8 interleaved: not there yet
+    assert BY_KEY.keys() <= promised
+
+
+@each
+def test_fields_survive_serialising(key):
+    operation = made(key)
+    again = BY_KEY[key].of(operation.fields)
+    assert again == operation
+    for name, array in FIELDS[key].items():
+        np.testing.assert_array_equal(again.fields[name], array)
+
+
+@each
+def test_an_unknown_field_is_named(key):
+    with pytest.raises(UsageError, match="no such field: colour"):
+        made(key, colour=i32(1))
+
+
+@each
+def test_a_missing_field_is_named(key):
+    first = BY_KEY[key].needed[0]
+    with pytest.raises(UsageError, match=first):
+        BY_KEY[key].of({name: array for name, array in FIELDS[key].items() if name != first})
+
+
+@pytest.mark.parametrize("key, changes, message", [
+    (("CustomEmbLayerNormPluginDynamic", "6"), {"full_mask": i32(1)}, "packed mask"),
+    (("CustomEmbLayerNormPluginDynamic", "6"), {"bert_embeddings_layernorm_beta": f32(3)}, "rows of 64"),
+    (("CustomSkipLayerNormPluginDynamic", "5"), {"ld": i32(65)}, "ld 65"),
+    (("CustomSkipLayerNormPluginDynamic", "5"), {"type_id": i32(3)}, "type_id"),
+    (("CustomSkipLayerNormPluginDynamic", "6"), {"bias": f32(5)}, "bias 5"),
+    (("CustomQKVToContextPluginDynamic", "4"), {"num_heads": i32(3)}, "does not divide"),
+    (("CustomQKVToContextPluginDynamic", "4"), {"num_heads": i32(1), "hidden_size": i32(80)}, "head size 80"),
+    (("CustomQKVToContextPluginDynamic", "4"), {"type_id": i32(2)}, "INT8"),
+    (("CustomFCPluginDynamic", "1"), {"out_dims": i32(13)}, "out_dims 13"),
+    (("CustomFCPluginDynamic", "1"), {"type_id": i32(2)}, "INT8"),
+    (("DisentangledAttention_TRT", "2"), {"span": i32(1)}, "span of at least 2"),
+])  # fmt: skip
+def test_fields_that_cannot_be_served_are_refused(key, changes, message):
+    with pytest.raises(UsageError, match=message):
+        made(key, **changes)
+
+
+@pytest.mark.parametrize("key, inputs, outputs", [
+    (("CustomEmbLayerNormPluginDynamic", "6"), [[5, 3]] * 3, [[5, 3, E, 1, 1], [3]]),
+    (("CustomEmbLayerNormPluginDynamic", "4"), [[7], [7], [4], [5]], [[7, E, 1, 1], [3]]),
+    (("CustomEmbLayerNormPluginDynamic", "5"), [[7], [7], [4], [5]], [[7, E, 1, 1]] * 2),
+    (("CustomSkipLayerNormPluginDynamic", "5"), [[5, 3, E, 1, 1]] * 2, [[5, 3, E, 1, 1]]),
+    (("CustomSkipLayerNormPluginDynamic", "6"), [[7, E, 1, 1]] * 2, [[7, E, 1, 1]]),
+    (("CustomSkipLayerNormPluginDynamic", "7"), [[1, E, 7, 1]] * 2, [[1, E, 7, 1]]),
+    (("CustomSkipLayerNormPluginDynamic", "8"), [[1, E, 7, 1]] * 2, [[1, E, 7, 1]] * 2),
+    (("CustomQKVToContextPluginDynamic", "4"), [[5, 3, 3 * E, 1, 1], [3]], [[5, 3, E, 1, 1]]),
+    (("CustomQKVToContextPluginDynamic", "5"), [[7, 3 * E, 1, 1], [3], [4], [5]], [[7, E, 1, 1]]),
+    (("CustomFCPluginDynamic", "1"), [[5, 3, E, 1, 1]], [[5, 3, 12, 1, 1]]),
+    (("CustomGeluPluginDynamic", "1"), [[5, 3, E, 1, 1]], [[5, 3, E, 1, 1]]),
+    (("DisentangledAttention_TRT", "2"), [[6, 9, 9], [6, 9, 8], [6, 9, 8]], [[6, 9, 9]]),
+])  # fmt: skip
+def test_output_shapes(key, inputs, outputs):
+    operation = made(key)
+    assert operation.output_shapes(inputs, Ints()) == outputs
+    assert len(operation.output_dtypes(["float16"] * len(inputs))) == len(outputs) == operation.outputs
+
+
+@pytest.mark.parametrize("key, good, bad", [
+    (("CustomSkipLayerNormPluginDynamic", "5"), Tensor("float16", (5, 3, E, 1, 1)), Tensor("float32", (5, 3, E, 1, 1))),
+    (("CustomSkipLayerNormPluginDynamic", "7"), Tensor("int8", (1, E, 7, 1), "chw32"), Tensor("int8", (1, E, 7, 1))),
+    (("CustomEmbLayerNormPluginDynamic", "6"), Tensor("int32", (5, 3)), Tensor("float16", (5, 3))),
+    (("CustomGeluPluginDynamic", "1"), Tensor("float16", (5, 3, E, 1, 1)), Tensor("float16", (5, 3, E, 1, 1), "chw32")),
+    (("DisentangledAttention_TRT", "2"), Tensor("bfloat16", (6, 9, 9)), Tensor("int8", (6, 9, 9))),
+])  # fmt: skip
+def test_formats_of_the_first_input(key, good, bad):
+    operation = made(key)
+    assert operation.supports(0, [good], 3)
+    assert not operation.supports(0, [bad], 3)
+
+
+def test_all_tensors_of_disentangled_attention_have_one_type():
+    operation = made(("DisentangledAttention_TRT", "2"))
+    assert not operation.supports(1, [Tensor("float16", (6, 9, 9)), Tensor("float32", (6, 9, 8))], 3)
+
+
+def run(operation, tensors, arrays, outputs):
+    """The operation's work on the emulation: `arrays` as the inputs, what TensorRT would get back."""
+    work = operation.work(tensors, outputs)
+    inputs = {name: array for name, array in zip(work.inputs, arrays, strict=True) if name is not None}
+    shaped = {b.name: array.reshape(b.shape) for b in work.plan.buffers
+              for array in ({**inputs, **work.constants}.get(b.name),) if array is not None}  # fmt: skip
+    done = emulated.run(work.plan.steps, arrays_of(work.plan, shaped))
+    assert done.findings == ()
+    return [done.arrays[name] for name in work.outputs]
+
+
+def test_skip_layernorm_computes_its_definition():
+    operation = made(("CustomSkipLayerNormPluginDynamic", "5"))
+    shape = (5, 3, E, 1, 1)
+    x, skip = (f32(*shape).astype(np.float16) for _ in range(2))
+    (got,) = run(operation, [Tensor("float16", shape)] * 2, [x, skip], [Tensor("float16", shape)])
+    rows = (x.astype(float) + skip).reshape(15, E) + SKIP["bias"]
+    np.testing.assert_allclose(got, reference.layer_norm(rows, SKIP["gamma"], SKIP["beta"]), atol=5e-3)
+
+
+def test_fc_computes_its_definition():
+    operation = made(("CustomFCPluginDynamic", "1"))
+    x = f32(5, 3, E, 1, 1).astype(np.float16)
+    (got,) = run(operation, [Tensor("float16", x.shape)], [x], [Tensor("float16", (5, 3, 12, 1, 1))])
+    weights = FIELDS["CustomFCPluginDynamic", "1"]["W"].reshape(E, 12).astype(np.float16)
+    np.testing.assert_allclose(got, x.reshape(15, E).astype(float) @ weights, atol=0.05)
+
+
+def test_varlen_embedding_reads_sequences_of_any_lengths():
+    operation = made(("CustomEmbLayerNormPluginDynamic", "5"))
+    ids, types, starts = RNG.integers(0, 11, 7).astype(np.int32), i32(*[0, 1] * 3, 0), i32(0, 4, 4, 7)
+    tensors = [Tensor("int32", (7,)), Tensor("int32", (7,)), Tensor("int32", (4,)), Tensor("int32", (4,))]
+    outputs = [Tensor("float16", (7, E, 1, 1))] * 2
+    got, residual = run(operation, tensors, [ids, types, starts, i32(0, 0, 0, 0)], outputs)
+    tables = [numbers.encode(EMBEDDING[f"bert_embeddings_{name}"], "float16").astype(float)
+              for name in ("word_embeddings", "token_type_embeddings", "position_embeddings")]  # fmt: skip
+    summed = reference.embedding_sum(ids, types, np.array([0, 1, 2, 3, 0, 1, 2]), tables)
+    gamma, beta = (EMBEDDING[f"bert_embeddings_layernorm_{name}"] for name in ("gamma", "beta"))
+    np.testing.assert_allclose(residual, summed, atol=4e-3)
+    np.testing.assert_allclose(got, reference.layer_norm(summed, gamma, beta), atol=1e-2)
+
+
+def test_a_wrong_hidden_size_is_told_before_anything_runs():
+    with pytest.raises(UsageError, match="hidden size of 64"):
+        made(("CustomSkipLayerNormPluginDynamic", "5")).work([Tensor("float16", (5, 3, 32, 1, 1))] * 2, [])
+
+
+# ---- TensorRT's classes
+
+
+@pytest.fixture(scope="module")
+def trt():
+    return pytest.importorskip("tensorrt_rtx")
+
+
+def collection(trt, fields):
+    kinds = {np.dtype(np.float32): trt.PluginFieldType.FLOAT32, np.dtype(np.int32): trt.PluginFieldType.INT32}
+    return trt.PluginFieldCollection([trt.PluginField(name, a, kinds[a.dtype]) for name, a in fields.items()])
+
+
+def plugin_of(trt, key):
+    from harness import plugins
+
+    creator = plugins.creator_of(trt, BY_KEY[key], "probe")
+    return creator, creator.create_plugin("layer", collection(trt, FIELDS[key]), trt.TensorRTPhase.BUILD)
+
+
+@pytest.mark.trt_rtx
+@each
+def test_a_plugin_is_made_serialised_made_again_and_cloned(trt, key):
+    creator, plugin = plugin_of(trt, key)
+    assert (creator.name, creator.plugin_version) == key
+    assert {field.name for field in creator.field_names} == set(BY_KEY[key].field_types)
+    again = creator.create_plugin("layer", plugin.get_fields_to_serialize(), trt.TensorRTPhase.RUNTIME)
+    for other in (again, plugin.clone(), plugin.attach_to_context(None)):
+        assert other is not plugin
+        assert other.operation == plugin.operation
+        assert (other.plugin_name, other.plugin_version, other.plugin_namespace) == (*key, "probe")
+        assert other.num_outputs == plugin.num_outputs == BY_KEY[key].outputs
+    for kind in trt.PluginCapabilityType.__members__.values():
+        assert plugin.get_capability_interface(kind) is plugin
+
+
+@pytest.mark.trt_rtx
+def test_formats_go_through_tensorrts_descriptions(trt):
+    _, plugin = plugin_of(trt, ("CustomSkipLayerNormPluginDynamic", "7"))
+
+    def described(dtype, layout):
+        held = trt.DynamicPluginTensorDesc()
+        held.desc.dims, held.desc.type, held.desc.format, held.desc.scale = (1, E, 7, 1), dtype, layout, 0.5
+        return held
+
+    good = described(trt.int8, trt.TensorFormat.CHW32)
+    assert plugin.supports_format_combination(2, [good] * 3, 2)
+    for bad in (described(trt.float16, trt.TensorFormat.CHW32), described(trt.int8, trt.TensorFormat.LINEAR),
+                described(trt.int64, trt.TensorFormat.CHW32)):  # fmt: skip
+        assert not plugin.supports_format_combination(2, [good, good, bad], 2)
+
+
+@pytest.mark.trt_rtx
+def test_output_types_and_shapes_are_tensorrts(trt, monkeypatch):
+    _, plugin = plugin_of(trt, ("CustomEmbLayerNormPluginDynamic", "4"))
+    assert plugin.get_output_data_types([trt.int32] * 4) == [trt.float16, trt.int32]
+    monkeypatch.setattr(trt, "DimsExprs", list)  # its elements come from a builder alone
+    asked = []
+    builder = SimpleNamespace(
+        constant=lambda value: value, operation=lambda kind, a, b: asked.append(kind) or a - b
+    )  # fmt: skip
+    assert plugin.get_output_shapes([[7], [7], [4], [5]], [], builder) == [[7, E, 1, 1], [3]]
+    assert asked == [trt.DimensionOperation.SUB]
+
+
+@pytest.mark.trt_rtx
+def test_enqueue_hands_pointers_over_by_name(trt, monkeypatch):
+    from harness import plugins
+
+    launched = []
+    device = SimpleNamespace(
+        use=lambda: None, write=lambda address, array: None,
+        allocate=lambda size: SimpleNamespace(address=1000 + size),
+    )  # fmt: skip
+    prepared = SimpleNamespace(launch_on=lambda addresses, stream: launched.append((addresses, stream)))
+    monkeypatch.setattr(plugins.gpu, "get", lambda: device)
+    monkeypatch.setattr(plugins.launch, "prepare", lambda *a, **k: prepared)
+    _, plugin = plugin_of(trt, ("CustomSkipLayerNormPluginDynamic", "6"))
+    described = trt.PluginTensorDesc()
+    described.dims, described.type, described.format = (7, E, 1, 1), trt.float16, trt.TensorFormat.LINEAR
+    plugin.on_shape_change([described] * 2, [described])
+    plugin.enqueue([described] * 2, [described], [11, 12], [13], 0, 99)
+    vector = 1000 + 4 * E
+    assert launched == [({"input": 11, "skip": 12, "output": 13, "gamma": vector, "beta": vector, "bias": vector}, 99)]
+
+
+@pytest.mark.trt_rtx
+def test_registering_makes_every_plugin_findable_and_leaves_others_alone(trt):
+    from harness import plugins
+
+    made = plugins.register(trt, "probe-test")
+    assert made == tuple(" ".join(key) for key in BY_KEY)
+    registry = trt.get_plugin_registry()
+    for key in BY_KEY:
+        creator = registry.get_creator(*key, "probe-test")
+        assert (creator.name, creator.plugin_version) == key
+    assert plugins.register(trt, "probe-test") == ()
+
+
+def test_a_tensorrt_without_python_plugins_is_told():
+    from harness import plugins
+
+    with pytest.raises(UsageError, match=r"8\.6\.1 has no plugins in Python"):
+        plugins.register(SimpleNamespace(__version__="8.6.1"))
