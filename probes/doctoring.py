@@ -7,7 +7,6 @@ import enum
 import functools
 import os
 import re
-import shutil
 import sys
 import tempfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -20,19 +19,12 @@ from harness.errors import ToolMissing
 from harness.optional import LIBRARIES, Library, present
 from harness.process import run, tail
 from harness.record import Command
+from harness.tools import USUAL_PLACES, find_tool, parse_version
 
 SCHEMA_VERSION = 1
 TIMEOUT_S = 30.0  # for one tool's version, or the import of one library
 DRIVER_PARAMETERS = Path("/proc/driver/nvidia/params")
 CAP_SYS_ADMIN = 1 << 21  # with this capability the driver's restriction on counters does not hold
-
-# Folders that CUDA, Nsight and TensorRT install to without touching PATH; the newest version is taken first.
-USUAL_PLACES = (
-    "/usr/local/cuda/bin", "/usr/local/cuda-*/bin",
-    "/opt/nvidia/nsight-compute/*", "/opt/nvidia/nsight-systems/*/bin", "/opt/nvidia/nsight-systems/*/target-linux-*",
-    "/usr/src/tensorrt/bin", "/usr/lib/wsl/lib",
-)  # fmt: skip
-
 
 Find = Callable[[str], tuple[Path | None, bool]]
 
@@ -155,35 +147,6 @@ def to_document(checks: Sequence[Check]) -> dict[str, Any]:
         "summary": summarise(checks),
         "checks": [dataclasses.asdict(check) for check in checks],
     }
-
-
-def find_tool(name: str, path: str | None, places: Sequence[str]) -> tuple[Path | None, bool]:
-    """Where a program lies, and whether PATH leads to it."""
-    if on_path := shutil.which(name, path=path or ""):
-        return Path(on_path), True
-    for place in places:
-        found = Path("/").glob(f"{place.lstrip('/')}/{name}")
-        runnable = [file for file in found if file.is_file() and os.access(file, os.X_OK)]
-        if runnable:
-            return max(runnable, key=lambda file: [int(n) for n in re.findall(r"\d+", str(file))]), False
-    return None, False
-
-
-def parse_version(text: str) -> str | None:
-    """The version in what a tool prints about itself; None if there is none to be seen.
-
-    Tools say `Version 2025.3.1.0 (build 1)`, `release 13.0, V13.0.88`, `(Debian 12.2.0-14) 12.2.0`; trtexec's banner
-    says `[TensorRT v8601]` or `[TensorRT v101600]`.
-    """
-    if packed := re.search(r"\[TensorRT v(\d{4,6})\]", text):
-        number = int(packed[1])
-        base = 10_000 if number >= 10_000 else 1_000
-        return f"{number // base}.{number % base // 100}.{number % 100}"
-    named = re.search(r"release [\d.]+, V(\d+(?:\.\d+)+)", text)
-    named = named or re.search(r"(?:version|release)[ :]+v?(\d+(?:\.\d+)+)", text, re.IGNORECASE)
-    plain = re.search(r"(?<![\w.(-])v?(\d+(?:\.\d+)+)(?![\w.-])", re.sub(r"\([^)]*\)", "", text))
-    match = named or plain
-    return match[1] if match else None
 
 
 def _check_python() -> Check:

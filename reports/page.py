@@ -28,7 +28,8 @@ from harness.errors import UsageError
 from harness.record import Session
 from reports import bisection, printed, schema, units
 
-VIEWS: dict[str, ModuleType] = {"bisect": bisection, "printf": printed}  # verb -> module with TEMPLATE, read(session) -> view with draw()
+# verb -> module with TEMPLATE and read(session) -> view with draw()
+VIEWS: dict[str, ModuleType] = {"bisect": bisection, "printf": printed}
 
 
 @dataclass(frozen=True)

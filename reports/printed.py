@@ -111,7 +111,8 @@ class View:
 
     @property
     def not_finite(self) -> list[Mapping[str, Any]]:
-        return [one for one in self.result.get("not_finite") or () if isinstance(one, Mapping)]
+        rows = (one for one in self.result.get("not_finite") or () if isinstance(one, Mapping))
+        return [{**one, "value": value_text(one["value"])} for one in rows]
 
     @property
     def tiles(self) -> list[Tile]:
@@ -129,9 +130,14 @@ class View:
         ]
 
     @property
+    def several(self) -> bool:
+        """Whether the values are of more than one thread."""
+        return len({(row.block, row.thread) for row in self.rows}) > 1
+
+    @property
     def listing(self) -> list[Line]:
         """The lines around those with values."""
-        return list(_listing(self.source, self.rows, self.name))
+        return list(_listing(self.source, self.rows, self.name, self.several))
 
     def line(self, row: Row) -> str:
         """The source's line of a row."""
@@ -213,12 +219,11 @@ def _printed_lost(lost: Any) -> str:
     return "lost: not known" if lost is None else f"{units.count(lost)} lost" if lost else ""
 
 
-def _listing(source: Sequence[str], rows: Sequence[Row], name: str) -> Iterator[Line]:
+def _listing(source: Sequence[str], rows: Sequence[Row], name: str, several: bool) -> Iterator[Line]:
     by_line: dict[int, list[Row]] = {}
     for row in rows:
         if row.file == name:
             by_line.setdefault(row.line, []).append(row)
-    several = len({(row.block, row.thread) for row in rows}) > 1
     wanted = sorted(
         {near for line in by_line for near in range(line - AROUND, line + AROUND + 1) if 1 <= near <= len(source)}
     )
@@ -233,5 +238,5 @@ def _listing(source: Sequence[str], rows: Sequence[Row], name: str) -> Iterator[
 
 
 def _beside(row: Row, several: bool) -> str:
-    text = f"{row.tag} = {row.value[:LONGEST]}"
+    text = f"{row.tag.removeprefix('watch-nan: ')} = {row.value[:LONGEST]}"
     return f"{text}  ({triple(row.block)} | {triple(row.thread)})" if several else text

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -238,7 +239,7 @@ def test_a_module_without_the_log_is_told(device, tmp_path):
         gpu_log.GpuLog(device, 10).attach(device.load(built.image))
 
 
-def test_racecheck_finds_nothing(device, tmp_path):
+def test_racecheck_finds_nothing(device, tmp_path, root):
     if shutil.which("compute-sanitizer") is None:
         pytest.skip("needs compute-sanitizer")
     script = tmp_path / "script.py"
@@ -253,13 +254,16 @@ def test_racecheck_finds_nothing(device, tmp_path):
     )
     for tool in ("racecheck", "memcheck"):
         done = subprocess.run(
-            ["compute-sanitizer", "--tool", tool, sys.executable, str(script)], capture_output=True, text=True
+            ["compute-sanitizer", "--tool", tool, sys.executable, str(script)],
+            capture_output=True,
+            text=True,
+            env=os.environ | {"PYTHONPATH": str(root)},
         )
         assert "rows " in done.stdout
         assert re.search(r"ERROR SUMMARY: 0 errors|RACECHECK SUMMARY: 0 hazards", done.stdout), done.stdout[-2000:]
 
 
-def test_a_crash_in_this_process_is_an_error_that_keeps_the_rows(device, tmp_path):
+def test_a_crash_in_this_process_is_an_error_that_keeps_the_rows(device, tmp_path, root):
     """In a process of its own: the context is lost afterwards."""
     script = tmp_path / "script.py"
     script.write_text(
@@ -272,5 +276,7 @@ def test_a_crash_in_this_process_is_an_error_that_keeps_the_rows(device, tmp_pat
         "log.attach(made.modules[0])\nplaced = made.place(arrays)\nplaced.launch()\n"
         "try:\n    log.read()\nexcept LaunchFailed as error:\n    print('failed', len(log.recorded.numbers('before')))\n"
     )
-    done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, str(script)], capture_output=True, text=True, env=os.environ | {"PYTHONPATH": str(root)}
+    )
     assert "failed 64" in done.stdout, done.stderr[-2000:]
