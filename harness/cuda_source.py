@@ -17,6 +17,8 @@ from harness.errors import ParseError
 _UNKNOWN = re.compile(
     rb"\b(?:__align__|alignas|__maxnreg__|__cluster_dims__|__block_size__)\s*\([^()]*(?:\([^()]*\)[^()]*)*\)"
     rb"|\b(?:__grid_constant__|__noinline__|__inline_hint__|__managed__)\b"
+    rb"|^[ \t]*#[ \t]*pragma[^\n]*",  # where it stands between an `if (...)` and its statement
+    re.MULTILINE,
 )
 _NOT_CODE = {"comment", "preproc_def", "preproc_function_def", "preproc_include", "preproc_call"}
 _NO_STATEMENT = {"case_statement", "labeled_statement", "init_statement"}
@@ -165,7 +167,9 @@ def _functions(node: Node, *, template: bool = False, extern_c: bool = False) ->
                 yield made
         elif child.type != "compound_statement":
             yield from _functions(
-                child, template=template or child.type == "template_declaration", extern_c=extern_c or _is_extern_c(child)
+                child,
+                template=template or child.type == "template_declaration",
+                extern_c=extern_c or _is_extern_c(child),
             )
 
 

@@ -86,20 +86,26 @@ def _expressions(option: str, text: str) -> tuple[str, ...]:
 
 
 def instrument(source: Source, points: Iterable[Tracepoint] = (), *, watch: bool = False, operands: bool = True,
-               folder: Path | None = None, prologue: str = "") -> Instrumented:  # fmt: skip
+               folder: Path | None = None, entry: str | None = None) -> Instrumented:  # fmt: skip
     """The copy with every tracepoint in it, and with `watch` a check after each assignment and initialisation.
 
     `folder` is where the original's relative includes are looked for. `operands` False leaves out what an assignment
-    was made from. Raises UsageError where a line has no statement of the GPU's.
+    was made from. With `entry` the bodies of all other kernels are left out, and whatever only they need is not
+    compiled. Raises UsageError where a line has no statement of the GPU's.
     """
     points = tuple(points)
+    dropped = tuple(f for f in source.kernels if entry is not None and f.name != entry.partition("<")[0])
+    for point in points:
+        if (other := source.function_at(point.line)) in dropped and other is not None:
+            raise UsageError(f"{source.name}:{point.line} is in the kernel {other.name}, and {entry} is run",
+                             hint=f"--entry {other.name}")  # fmt: skip
     edits = [edit for point in points for edit in _trace(source, point)]
-    watches = list(_watches(source, operands)) if watch else []
+    watches = list(_watches(source, operands, dropped)) if watch else []
     edits += [edit for found in watches for edit in found]
-    text = _apply(_without_host_programs(source), edits)
+    text = _apply(_device_code(source, dropped), edits)
     if folder is not None:
         text = _INCLUDE.sub(lambda match: _absolute(match, folder), text)
-    head = f"#include {_literal(HEADER)}\n{prologue}#line 1 {_literal(source.name)}\n"
+    head = f"#include {_literal(HEADER)}\n#line 1 {_literal(source.name)}\n"
     return Instrumented(head.encode() + text, points, len(watches))
 
 
@@ -198,9 +204,9 @@ def _trace(source: Source, point: Tracepoint) -> Iterator[_Edit]:
         yield _Edit(node.end_byte, 2, " }")
 
 
-def _watches(source: Source, operands: bool) -> Iterator[list[_Edit]]:
+def _watches(source: Source, operands: bool, dropped: Sequence[Function]) -> Iterator[list[_Edit]]:
     for function in source.functions:
-        if function.device:
+        if function.device and function not in dropped:
             for statement in cuda_source.statements(function):
                 if statement.node.type == "declaration":
                     yield from _watch_declaration(source, statement.node, operands)
@@ -291,14 +297,21 @@ def _walk(node: Node, kinds: set[str]) -> Iterator[Node]:
         yield from _walk(child, kinds)
 
 
-def _without_host_programs(source: Source) -> bytes:
-    """The text with `main` and what launches kernels or calls CUDA's runtime blanked: only kernels are compiled here."""
+def _device_code(source: Source, dropped: Sequence[Function]) -> bytes:
+    """The text with everything blanked that is not compiled here: `main`, what launches kernels or calls CUDA's runtime,
+    and the bodies of the kernels that are dropped."""
     text = source.text
     for function in source.functions:
         start, end = function.node.start_byte, function.node.end_byte
-        if not function.device and (function.name == "main" or _HOST_ONLY.search(text, start, end)):
-            text = text[:start] + _NOT_NEWLINE.sub(b" ", text[start:end]) + text[end:]
+        if function in dropped:
+            text = _blank(text, function.body.start_byte + 1, function.body.end_byte - 1)
+        elif not function.device and (function.name == "main" or _HOST_ONLY.search(text, start, end)):
+            text = _blank(text, start, end)
     return text
+
+
+def _blank(text: bytes, start: int, end: int) -> bytes:
+    return text[:start] + _NOT_NEWLINE.sub(b" ", text[start:end]) + text[end:]
 
 
 def _apply(text: bytes, edits: Sequence[_Edit]) -> bytes:

@@ -403,7 +403,15 @@ PROBE_LOG_DEVICE void record(const Where& where, const T&... values) {
   write_all(log.slots + first, log, where.hash, log.control->launch & 0x3ffff, values...);
 }
 
-// What a watched assignment was made from; pointers and the user's own structures say nothing in a table.
+// What a watched assignment was made from; pointers, arrays and the user's own structures say nothing in a table.
+template <typename T>
+struct Told {
+  static const bool value = Described<T>::known && Described<T>::type != POINTER;
+};
+template <typename T, decltype(sizeof(0)) N>
+struct Told<T[N]> {
+  static const bool value = false;
+};
 template <typename T, bool told>
 struct Operand {
   static PROBE_LOG_DEVICE const T& of(const T& value) { return value; }
@@ -412,16 +420,20 @@ template <typename T>
 struct Operand<T, false> {
   static PROBE_LOG_DEVICE Nothing of(const T&) { return Nothing(); }
 };
-template <typename T>
-PROBE_LOG_DEVICE auto operand(const T& value)
-    -> decltype(Operand<T, Described<T>::known && Described<T>::type != POINTER>::of(value)) {
-  return Operand<T, Described<T>::known && Described<T>::type != POINTER>::of(value);
-}
 
 // Exponent all ones: Inf or NaN.
 PROBE_LOG_DEVICE bool odd(Type type, u64 bits) {
   const u64 exponent = type == F16 ? 0x7c00ull : type == BF16 ? 0x7f80ull : type == F32 ? 0x7f800000ull : 0x7ffull << 52;
   return (bits & exponent) == exponent;
+}
+
+// Out of line: it runs once a site, and a kernel may have hundreds of sites.
+template <typename T, typename... Operands>
+PROBE_LOG_COLD void report(Where where, T value, Operands... operands) {
+  if (!wanted()) return;
+  const Log& log = current();
+  const u32 place = enter(log, where);
+  if (place < SITES && !exchange(&log.control->fired[place], 1u)) record(where, value, operands...);
 }
 
 template <bool floating>
@@ -442,10 +454,7 @@ struct Watch<true> {
       memcpy(&bits, (const char*)&value + element * width(type), width(type));
       found = found || odd(type, bits);
     }
-    if (!found || !wanted()) return;
-    const Log& log = current();
-    const u32 place = enter(log, where);
-    if (place < SITES && !exchange(&log.control->fired[place], 1u)) record(where, value, operand(operands)...);
+    if (found) report(where, value, Operand<Operands, Told<Operands>::value>::of(operands)...);
   }
 };
 

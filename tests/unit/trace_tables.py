@@ -80,6 +80,12 @@ def trace(events, seed=0):
     return {name: validate(name, frame) for name, frame in made.items()}
 
 
+def measured(seed=0, count=40):
+    """What a benchmark measured: its page has a figure of plotly."""
+    took = np.random.default_rng(seed).normal(1e6, 1e4, count)
+    return {"iterations": validate("iterations", pd.DataFrame({"iteration": np.arange(count), "compute_ns": took}))}
+
+
 def hostile():
     """Every hostile name as kernel and as range."""
     spans = [(number, None, name, 0, 10_000 * number, 10_000 * number + 9_000) for number, name in enumerate(HOSTILE)]

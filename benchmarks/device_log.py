@@ -1,0 +1,269 @@
+"""The device log against printf in the kernel: what each keeps, what each costs, and how fast a tracepoint is at the table.
+
+    python benchmarks/device_log.py [--values 10000000] [--repeats 7] [--only gpu|cpu]
+
+On the GPU: one kernel that only stores, the same with one PROBE and with one printf a thread. Kernel time is taken with
+events around the launch (what the host does with the output is not in it), the median of the repeats; "added" is less the
+time of the kernel without. printf's buffer is CUDA's own 1 MiB for what it keeps, and 1 GiB for what it costs. Without a
+GPU: wall and processor time of the whole command `probe printf`, from the shell to the table, on a kernel of some 300 lines that was
+never compiled before, under emulation; and once more with another thread.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import re
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+from harness import device as gpu
+from harness import device_log, device_printf, gpu_log, launch, traced
+from harness.compile import Unit, build
+from harness.device import Device, Event
+from harness.errors import UsageError
+from kernels.plan import Launch, Pointer
+
+ROOT = Path(__file__).resolve().parent.parent
+KERNEL = """\
+#include "device_log.cuh"
+extern "C" __global__ void k(float* out, int n) {
+  const int i = blockIdx.x * blockDim.x + threadIdx.x;
+  if (i >= n) return;
+  const float value = i * 0.5f;
+  %s
+  out[i] = value;
+}
+"""
+PROBED = KERNEL % 'PROBE("value", value);'
+PRINTED = KERNEL % 'printf("%f\\n", value);'
+PLAIN = KERNEL % ""
+BIG_FIFO = 1 << 30
+THREADS = 256
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--values", type=int, default=10_000_000)
+    parser.add_argument("--repeats", type=int, default=7)
+    parser.add_argument("--only", choices=("gpu", "cpu", "printf-cost"))
+    given = parser.parse_args()
+    if given.only == "printf-cost":  # in a process of its own: the buffer can be set once
+        print(printf_ns(gpu.get(), 1_000_000, given.repeats))
+        return
+    table = Table("what", "figure", "target")
+    if given.only != "cpu":
+        try:
+            on_gpu(gpu.get(), given.values, given.repeats, table)
+        except UsageError as error:
+            table.add_row("on the GPU", str(error), "")
+    if given.only != "gpu":
+        at_the_table(given.repeats, table)
+    Console(width=150).print(table)
+
+
+# ---- on the GPU
+
+
+class Kernel:
+    """A text compiled, with its array on the device."""
+
+    def __init__(self, device: Device, folder: Path, text: str, n: int, log: bool = False) -> None:
+        path = folder / "k.cu"
+        path.write_text(text)
+        arrays = {"out": np.zeros(n, np.float32)}
+        grid = (-(-n // THREADS), 1, 1)
+        step = Launch(
+            path, "k", grid, (THREADS, 1, 1), (Pointer("out"), np.int32(n)), 0, traced.defines_of() if log else ()
+        )
+        self.device, made = device, launch.prepare([step], launch.itemsizes_of(arrays), device=device)
+        self.modules, self.placed = made.modules, made.place(arrays)
+
+    def time_ns(self) -> float:
+        start, end = Event(self.device), Event(self.device)
+        start.record(0)
+        self.placed.launch()
+        end.record(0)
+        return end.since_ns(start)
+
+
+def on_gpu(device: Device, values: int, repeats: int, table: Table) -> None:
+    table.title = device.facts.name
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        captured(device, folder, values, table)
+        printf_keeps(device, folder, values, table)
+        costs(device, folder, repeats, table)
+        choosing(device, folder, table)
+        switched_off(device, folder, table)
+
+
+def captured(device: Device, folder: Path, values: int, table: Table) -> None:
+    kernel, log = Kernel(device, folder, PROBED, values, log=True), gpu_log.GpuLog(device, values)
+    log.attach(kernel.modules[0])
+    took = kernel.time_ns()
+    recorded = log.read()
+    whole = bool(
+        np.array_equal(np.sort(recorded.numbers("value")), np.arange(values, dtype=np.float32) * np.float32(0.5))
+    )
+    table.add_row(f"values logged of {values:,}", f"{len(recorded):,}, lost {recorded.lost}, each as it should be: {whole}",
+                  f"{values:,}")  # fmt: skip
+    table.add_row("  kernel time, records in pinned host memory", f"{took / 1e6:.2f} ms", "")
+    log.free()
+    room = values // 3
+    small = gpu_log.GpuLog(device, room)
+    small.attach(kernel.modules[0])
+    kernel.time_ns()
+    recorded = small.read()
+    exact = len(recorded) == room and recorded.lost == values - room and recorded.torn == 0
+    table.add_row(
+        f"  with room for {room:,}", f"{len(recorded):,} kept, {recorded.lost:,} counted as lost", f"exact: {exact}"
+    )
+    small.free()
+
+
+def printf_keeps(device: Device, folder: Path, values: int, table: Table) -> None:
+    """With CUDA's own buffer."""
+    kernel = Kernel(device, folder, PRINTED, values)
+    with device_printf.capture() as output:
+        kernel.placed.launch()
+        device.synchronize()
+        output.launched(0, "k")
+    size = sum(len(one.text) + 1 for one in output.rows)
+    table.add_row(f"lines that printf keeps of {values:,}", f"{len(output.rows):,} ({size / 1e6:.1f} MB of text)", "")
+
+
+def costs(device: Device, folder: Path, repeats: int, table: Table, n: int = 1_000_000) -> None:
+    plain = Kernel(device, folder, PLAIN, n)
+    without = median(plain, repeats)
+    probed, log = Kernel(device, folder, PROBED, n, log=True), gpu_log.GpuLog(device, n)
+    log.attach(probed.modules[0])
+    times = []
+    for _ in range(repeats + 2):
+        log.clear()
+        times.append(probed.time_ns())
+    logged = statistics.median(times[2:]) - without
+    command = (sys.executable, __file__, "--only", "printf-cost", "--repeats", str(repeats))
+    told = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": str(ROOT)})
+    printed = float(told.stdout.split()[-1]) - without if told.returncode == 0 else float("nan")
+    table.add_row(f"kernel time, {n:,} threads that only store", f"{without / 1e3:.1f} us", "")
+    table.add_row("  added by one PROBE a thread", f"{logged / 1e3:.1f} us ({logged / n:.2f} ns a value)", "")
+    table.add_row("  added by one printf a thread", f"{printed / 1e3:.1f} us ({printed / n:.2f} ns a value)", "")
+    table.add_row("  printf / PROBE", f"{printed / logged:.1f} x", ">= 20 x")
+
+
+def printf_ns(device: Device, n: int, repeats: int) -> float:
+    """Kernel time with one printf a thread, with room for all of them."""
+    device_printf.raise_limit(device, BIG_FIFO)
+    with tempfile.TemporaryDirectory() as name, device_printf.capture() as output:
+        kernel = Kernel(device, Path(name), PRINTED, n)
+        times = []
+        for number in range(repeats + 2):
+            times.append(kernel.time_ns())
+            device.synchronize()
+            output.launched(number, "k")
+    lines = [sum(one.launch_id == number for one in output.rows) for number in range(repeats + 2)]
+    assert set(lines) == {n}, lines  # none was lost, or the time would be of something else
+    return statistics.median(times[2:])
+
+
+def median(kernel: Kernel, repeats: int) -> float:
+    return statistics.median([kernel.time_ns() for _ in range(repeats + 2)][2:])
+
+
+def choosing(device: Device, folder: Path, table: Table) -> None:
+    kernel, log = Kernel(device, folder, PROBED, 1000, log=True), gpu_log.GpuLog(device, 1000)
+    log.attach(kernel.modules[0])
+    times = []
+    for number in range(50):
+        start = time.perf_counter()
+        log.select(device_log.Selection.of(thread=str(number)))
+        times.append(time.perf_counter() - start)
+    table.add_row("another thread, until it can be launched", f"{statistics.median(times) * 1e6:.0f} us", "< 50 ms")
+
+
+def switched_off(device: Device, folder: Path, table: Table) -> None:
+    """The machine code with the macros off, and with their lines taken out."""
+    codes = []
+    for name, text in (("with", PROBED), ("without", PLAIN.replace('#include "device_log.cuh"', ""))):
+        place = folder / name
+        place.mkdir()
+        (place / "k.cu").write_text(text)
+        codes.append(code_of(build(Unit(place / "k.cu", device.facts.arch), cache=folder / "cache").image))
+    table.add_row("machine code with PROBE off", "identical" if codes[0] == codes[1] else "differs", "identical")
+
+
+def code_of(cubin: bytes) -> list[bytes]:
+    """The bytes of the sections that hold code."""
+    from struct import unpack_from
+
+    (table,), (size, count, names) = unpack_from("<Q", cubin, 40), unpack_from("<HHH", cubin, 58)
+    headers = [unpack_from("<IIQQQQ", cubin, table + size * number) for number in range(count)]
+    text = headers[names][4]
+    return [
+        cubin[at : at + length] for name, _, _, _, at, length in headers if cubin[text + name :].startswith(b".text.")
+    ]
+
+
+# ---- from the shell to the table, under emulation
+
+
+def at_the_table(repeats: int, table: Table) -> None:
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        text = written_out("skip_layernorm.cu")
+        lines = text.count("\n")
+        line = next(number for number, row in enumerate(text.split("\n"), 1) if "return {mean, shift" in row)
+        rng = np.random.default_rng(0)
+        arrays = {key: rng.standard_normal((64, 768)).astype("f2") for key in ("input", "skip", "output")}
+        vectors = {key: rng.standard_normal(768).astype("f4") for key in ("bias", "gamma", "beta")}
+        np.savez(
+            folder / "in.npz", **arrays, **vectors, rows=np.int32(64), hidden=np.int32(768), epsilon=np.float32(1e-12)
+        )
+        fresh, again = [], []
+        for number in range(repeats):
+            (folder / "k.cu").write_text(f"{text}// {os.getpid()} {number}\n#define UNIQUE_{os.getpid()}_{number}\n")
+            fresh.append(command_s(folder, line, 0, f"a{number}", number))
+            again.append(command_s(folder, line, 5, f"b{number}", number))
+        table.add_row(f"probe printf, a kernel of {lines} lines, emulated, to the table", _spread(fresh), "< 3 s")
+        table.add_row("  the same command with another thread", _spread(again), "")
+
+
+def _spread(times: list[tuple[float, float]]) -> str:
+    wall, cpu = zip(*times, strict=True)
+    return f"{statistics.median(wall):.2f} s ({min(wall):.2f} to {max(wall):.2f}), {statistics.median(cpu):.2f} s of processor"
+
+
+def written_out(name: str) -> str:
+    """A kernel of ours with its own headers in place."""
+    text = (device_log.HEADERS / name).read_text(encoding="utf-8").replace("#pragma once\n", "")
+    return re.sub(r'^#include "([^"]+)"$', lambda found: written_out(found[1]), text, flags=re.MULTILINE)
+
+
+def command_s(folder: Path, line: int, thread: int, out: str, number: int) -> tuple[float, float]:
+    command = (
+        sys.executable, "-c", "from probes import cli; raise SystemExit(cli.run())", "printf", "k.cu", "--entry",
+        "skip_layernorm_f16", "--at", str(line), "--print", f"variance + {number}", "--thread", f"{thread},0,0",
+        "--grid", "64", "--block", "96", "--args", "in.npz", "--emulate", "--out", out,
+    )  # fmt: skip
+    start, before = time.perf_counter(), os.times()
+    done = subprocess.run(
+        command, cwd=folder, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": str(ROOT)}
+    )
+    took, after = time.perf_counter() - start, os.times()
+    assert done.returncode == 0, done.stderr
+    assert "64 values logged" in done.stdout, done.stdout
+    return took, after.children_user + after.children_system - before.children_user - before.children_system
+
+
+if __name__ == "__main__":
+    main()
