@@ -138,10 +138,10 @@ def without_logging(tree: ast.Module) -> ast.Module:
 
 @pytest.mark.parametrize("module", [module for module in MODULES if module != FRONT])
 def test_only_the_command_line_prints_or_exits(module):
-    tree = without_main_block(tree_of(module))
-    if is_worker(module):
-        tree = without_logging(tree)
-    assert (PRINTING | LEAVING | FIGURES) & called(tree) == set()
+    tree, may = without_main_block(tree_of(module)), set()
+    if is_worker(module):  # a lost CUDA context keeps the libraries' own ending waiting: a worker may leave at once
+        tree, may = without_logging(tree), {"os._exit", "_exit"}
+    assert ((PRINTING | LEAVING | FIGURES) - may) & called(tree) == set()
     raised = {ast.unparse(node.exc) for node in ast.walk(tree) if isinstance(node, ast.Raise) and node.exc}
     assert LEAVING & raised == set()
 
