@@ -1,8 +1,9 @@
 // Fused attention for 16-bit elements: softmax(Q K^T / sqrt(H)) V from the merged product [S, B, 3E] or [T, 3E].
 //
-// A block takes 64 queries of one head a warpgroup and goes over the keys TILE_KEYS at a time, STAGES tiles of keys and
-// values in flight. Statistics and sums are float32; probabilities are rounded to the element type, as the matrix units
-// ask for. A sequence without a valid key gives zeros.
+// A block takes one head, 64 queries for each warpgroup, and goes over the keys TILE_KEYS at a time, STAGES tiles of
+// keys and values in flight. While the matrix units multiply the first half of a tile's probabilities, the exponentials
+// of the second half are taken. Statistics and sums are float32; probabilities are rounded to the element type, as the
+// matrix units ask for. A sequence without a valid key gives zeros.
 //
 // Macros: ELEMENT (tiles::Half, tiles::BFloat16), HEAD_SIZE and TILE_KEYS (32, 64, 96, 128), STAGES, WARPGROUPS, BLOCKS
 // (of a multiprocessor, at least), RESIDENT (1: no sequence has more keys than the stages hold), WARPGROUP_MATRIX (1:
@@ -88,7 +89,8 @@ __device__ __forceinline__ void write_context(const Sums& sums, Queries tile, EL
 
 __device__ __forceinline__ void write_zeros(ELEMENT* target, long long pitch, int rows) {
     for (int i = threadIdx.x; i < rows * Queries::CHUNKS; i += THREADS)
-        *reinterpret_cast<uint4*>(target + i / Queries::CHUNKS * pitch + i % Queries::CHUNKS * 8) = make_uint4(0, 0, 0, 0);
+        *reinterpret_cast<uint4*>(target + i / Queries::CHUNKS * pitch + i % Queries::CHUNKS * 8) =
+            make_uint4(0, 0, 0, 0);
 }
 
 }  // namespace
@@ -105,7 +107,9 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS)
     if (first_query >= s.queries) return;
 
     const long long out_pitch = (long long)s.step * heads * HEAD, pitch = 3 * out_pitch;
-    const auto context_of = [&](int query) { return out + ((long long)s.first * heads + head) * HEAD + query * out_pitch; };
+    const auto context_of = [&](int query) {
+        return out + ((long long)s.first * heads + head) * HEAD + query * out_pitch;
+    };
     if (s.keys == 0) return write_zeros(context_of(first_query), out_pitch, min(QUERIES, s.queries - first_query));
 
     // Groups of copies: queries and the first keys, the first values, the second keys, ...; a group may be empty.

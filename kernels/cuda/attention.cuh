@@ -5,13 +5,8 @@
 
 namespace attention {
 
-// The parameters of every attention kernel. Element [t, head, part, :] of the merged product, part 0 Q, 1 K, 2 V, is
-// at row(t) * 3 * heads * H + head * head_stride + part * part_stride: [N, 3, H] rows ("no transposes") or [3, N, H].
-struct Layout {
-    int heads;
-    int head_stride;
-    int part_stride;
-};
+// Every attention kernel reads the merged product: element [t, head, part, :], part 0 Q, 1 K, 2 V, is at
+// row(t) * 3 * heads * H + head * head_stride + part * part_stride, for [N, 3, H] rows ("no transposes") and [3, N, H].
 
 // One sequence of the batch: token t is row first + t * step of [S * B, 3E] or [T, 3E].
 struct Sequence {

@@ -1,8 +1,8 @@
 // Fused attention for float32, in float32 throughout: no matrix units, whose TF32 keeps 10 bits.
 //
-// Macros: HEAD_SIZE (32, 64, 96, 128). A block of 16 x 16 threads takes 64 queries of one head and goes over the keys 32
-// at a time; thread (x, y) computes the scores of queries 4y..4y+3 with keys x and x + 16, and of those queries' context
-// the columns x, x + 16, ...
+// Macros: HEAD_SIZE (32, 64, 96, 128). A block of 16 x 16 threads takes 64 queries of one head and goes over the keys
+// 32 at a time; thread (x, y) computes the scores of queries 4y..4y+3 with keys x and x + 16, and of those queries'
+// context the columns x, x + 16, ...
 #include "attention.cuh"
 
 namespace {

@@ -28,7 +28,8 @@ __device__ __forceinline__ void load_values(Values tile, const signed char* matr
 #pragma unroll
         for (int pair = 0; pair < 4; ++pair) {
             const unsigned two = words[pair / 2] >> pair % 2 * 16;
-            wide[pair] = tiles::pack<tiles::Half>(float((signed char)(two & 0xff)), float((signed char)(two >> 8 & 0xff)));
+            const float low = float((signed char)(two & 0xff)), high = float((signed char)(two >> 8 & 0xff));
+            wide[pair] = tiles::pack<tiles::Half>(low, high);
         }
         *reinterpret_cast<uint4*>(tile.at(row, chunk)) = make_uint4(wide[0], wide[1], wide[2], wide[3]);
     }
@@ -42,7 +43,9 @@ __device__ __forceinline__ void scores_of(float (&scores)[KEYS / 2], Bytes queri
     if (from + KEYS > count) attention::mask_keys<KEYS>(scores, from, count, attention::negative_infinity());
 }
 
-__device__ __forceinline__ signed char saturate(float x) { return (signed char)(int)rintf(fminf(fmaxf(x, -128.f), 127.f)); }
+__device__ __forceinline__ signed char saturate(float x) {
+    return (signed char)(int)rintf(fminf(fmaxf(x, -128.f), 127.f));
+}
 
 // 64 rows of context, gathered in the tile of their queries and written in 16-byte chunks.
 __device__ __forceinline__ void write_context(const float (&context)[HEAD / 2], float factor, Bytes tile,

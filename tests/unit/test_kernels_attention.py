@@ -9,9 +9,11 @@ import numpy as np
 import pytest
 
 from harness import emulated
+from harness.compile import Unit, build
 from harness.record import Outcome
 from kernels import attention, numbers
 from kernels.attention import SPEC, AttentionCase
+from kernels.parts import CUDA
 from kernels.plan import Plan, Pointer
 from kernels.spec import Refused, checked
 from probes.kernel_testing import machine, run_case
@@ -128,6 +130,26 @@ def test_the_usual_formula_lies_within_the_bound_and_a_wrong_scale_does_not(dtyp
     assert np.any(np.abs(wrong["context"] - wanted["context"]) > limit)
 
 
+# ---- compiled
+
+BUILDS = {
+    (step.source, step.defines): (case, step)
+    for case in (*SPEC.bench, *(AttentionCase(64, 512, 12, size, capability=WGMMA) for size in attention.HEAD_SIZES))
+    for step in attention.plan(case).steps
+}
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("nvcc") is None, reason="nvcc is not installed")
+@pytest.mark.parametrize("case, step", BUILDS.values(), ids=[case.label for case, _ in BUILDS.values()])
+def test_nothing_spills(case, step, tmp_path):
+    """Neither registers to memory nor, in the compiler's words, wgmma into one after the other."""
+    arch = "sm_90a" if attention.uses_warpgroups(case) else "sm_80"
+    log = build(Unit(step.source, arch, defines=step.defines), "nvcc", cache=tmp_path).log
+    assert " 0 bytes spill stores, 0 bytes spill loads" in log
+    assert "Potential Performance Loss" not in log
+
+
 # ---- on the CPU
 
 
@@ -183,7 +205,7 @@ def test_what_stands_after_the_valid_keys_does_not_matter():
 
 def mutated(name, folder, old, new):
     """The spec with one text of one source replaced."""
-    shutil.copytree(attention.CUDA, folder, dirs_exist_ok=True)
+    shutil.copytree(CUDA, folder, dirs_exist_ok=True)
     text = (folder / name).read_text(encoding="utf-8")
     assert old in text
     (folder / name).write_text(text.replace(old, new, 1), encoding="utf-8")
