@@ -7,7 +7,7 @@ Plugins are asked for by NVIDIA's names: on TensorRT 8.6 to 10 NVIDIA's own crea
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from types import ModuleType
 from typing import Any, Literal
 
@@ -20,14 +20,15 @@ from harness.errors import BuildFailed
 Precision = Literal["fp32", "fp16"]
 
 TYPE_IDS: dict[Precision, int] = {"fp32": 0, "fp16": 1}  # the plugins' own numbers
-EMBEDDING, ATTENTION, SKIP_NORM, FC = (
-    f"Custom{name}PluginDynamic" for name in ("EmbLayerNorm", "QKVToContext", "SkipLayerNorm", "FC")
+EMBEDDING, ATTENTION, SKIP_NORM = (
+    f"Custom{name}PluginDynamic" for name in ("EmbLayerNorm", "QKVToContext", "SkipLayerNorm")
 )
+VERSIONS = {EMBEDDING: ("6", "1"), ATTENTION: ("4", "1"), SKIP_NORM: ("5", "1")}  # IPluginV3's, and the one before it
 
 
 @dataclass(frozen=True)
 class NetworkOptions:
-    """How the network is put together. `versions` are the plugins' (NVIDIA's legacy ones by default).
+    """How the network is put together.
 
     Without `masked`, attention is told that there is no mask and reads all positions. `fused_bias` leaves the bias of
     the two output products to the skip-layernorm plugin.
@@ -36,7 +37,6 @@ class NetworkOptions:
     precision: Precision = "fp16"
     masked: bool = True
     fused_bias: bool = True
-    versions: dict[str, str] = field(default_factory=lambda: {EMBEDDING: "1", ATTENTION: "1", SKIP_NORM: "1", FC: "1"})
 
 
 def populate(
@@ -186,27 +186,39 @@ class _Encoder:
         return layer.get_output(0)
 
     def plugin(self, name: str, layer_name: str, fields: dict[str, np.ndarray], inputs: Sequence[Any]) -> Any:
-        version = self.options.versions[name]
-        find = getattr(self._registry, "get_creator", None) or self._registry.get_plugin_creator
-        creator = find(name, version, "")
-        if creator is None:
-            raise BuildFailed(
-                f"TensorRT {self.trt.__version__} has no plugin {name} version {version}, which layer {layer_name} needs",
-                hint="harness.plugins registers ours on TensorRT 10 and later; NVIDIA's are in libnvinfer_plugin",
-            )
+        version, creator = self.creator(name, layer_name)
         kinds = {
             np.dtype(np.float32): self.trt.PluginFieldType.FLOAT32,
             np.dtype(np.int32): self.trt.PluginFieldType.INT32,
         }
         arrays = {key: np.ascontiguousarray(value).reshape(-1) for key, value in fields.items()}
         self.kept += arrays.values()
-        listed = [self.trt.PluginField(key, array, kinds[array.dtype]) for key, array in arrays.items()]
-        made = creator.create_plugin(layer_name, self.trt.PluginFieldCollection(listed))
+        listed = self.trt.PluginFieldCollection(
+            [self.trt.PluginField(key, array, kinds[array.dtype]) for key, array in arrays.items()]
+        )
+        legacy = version == VERSIONS[name][-1]
+        phase = () if legacy else (self.trt.TensorRTPhase.BUILD,)
+        made = creator.create_plugin(layer_name, listed, *phase)
         if made is None:
             raise BuildFailed(f"{name} version {version} refused its fields at layer {layer_name}: {sorted(fields)}")
-        layer = self.network.add_plugin_v2(list(inputs), made)
+        layer = (
+            self.network.add_plugin_v2(list(inputs), made) if legacy
+            else self.network.add_plugin_v3(list(inputs), [], made)
+        )  # fmt: skip
         layer.name = layer_name
         return layer
+
+    def creator(self, name: str, layer_name: str) -> tuple[str, Any]:
+        """The newest version of a plugin that there is, and what makes it; only TensorRT 10 and later know IPluginV3."""
+        find = getattr(self._registry, "get_creator", None) or self._registry.get_plugin_creator
+        versions = VERSIONS[name] if hasattr(self.network, "add_plugin_v3") else VERSIONS[name][-1:]
+        for version in versions:
+            if (creator := find(name, version, "")) is not None:
+                return version, creator
+        raise BuildFailed(
+            f"TensorRT {self.trt.__version__} has no plugin {name} version {' or '.join(versions)}, which layer {layer_name} needs",
+            hint="harness.plugins.register adds ours on TensorRT 10 and later; NVIDIA's are in libnvinfer_plugin",
+        )
 
     def weight_of(self, array: np.ndarray) -> Any:
         kept = np.ascontiguousarray(array, np.float32)

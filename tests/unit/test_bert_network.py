@@ -18,16 +18,18 @@ CONFIG = bert.BertConfig(hidden_size=12, layers=2, heads=3, intermediate_size=20
 class Recorder:
     """Answers every call of the network and of the plugin registry, and remembers it."""
 
-    def __init__(self, creators: bool = True) -> None:
+    def __init__(self, creators: bool = True, v3: bool = False) -> None:
         self.calls: list[tuple[str, tuple[Any, ...], SimpleNamespace]] = []
         self.plugins: dict[str, tuple[str, str, dict[str, np.ndarray], list[Any]]] = {}
         self.marked: list[Any] = []
         self._creators = creators
         enum = SimpleNamespace
+        if v3:
+            self.add_plugin_v3 = lambda inputs, shapes, made: self.add_plugin_v2(inputs, made)
         self.trt = SimpleNamespace(
             __version__="8.6.1", int32="int32", float32="float32", Permutation=list, Weights=lambda array=None: array,
             ElementWiseOperation=enum(PROD="prod", SUM="sum", POW="pow"), UnaryOperation=enum(ERF="erf"),
-            ActivationType=enum(TANH="tanh"), PluginFieldType=enum(FLOAT32="f", INT32="i"),
+            ActivationType=enum(TANH="tanh"), PluginFieldType=enum(FLOAT32="f", INT32="i"), TensorRTPhase=enum(BUILD="build"),
             PluginField=lambda name, array, kind: (name, array, kind), PluginFieldCollection=list,
             get_plugin_registry=lambda: SimpleNamespace(get_plugin_creator=self.creator),
         )  # fmt: skip
@@ -35,7 +37,9 @@ class Recorder:
     def creator(self, name: str, version: str, namespace: str) -> Any:
         if not self._creators:
             return None
-        return SimpleNamespace(create_plugin=lambda layer, fields: (name, version, {f[0]: f[1] for f in fields}))
+        return SimpleNamespace(
+            create_plugin=lambda layer, fields, *phase: (name, version, {f[0]: f[1] for f in fields})
+        )
 
     def add_input(self, name: str, dtype: str, shape: tuple[int, ...]) -> Any:
         return SimpleNamespace(name=name)
@@ -50,7 +54,7 @@ class Recorder:
         self.marked.append(tensor)
 
     def __getattr__(self, method: str) -> Any:
-        if not method.startswith("add_"):
+        if not method.startswith("add_") or method == "add_plugin_v3":
             raise AttributeError(method)
         return lambda *arguments: self._layer(method, arguments)
 
@@ -134,3 +138,10 @@ def test_a_missing_plugin_is_told_with_its_layer() -> None:
 def test_weights_that_do_not_fit_are_refused_before_tensorrt_is_asked() -> None:
     with pytest.raises(UsageError, match="is missing"):
         bert_network.populate(CONFIG, {})
+
+
+def test_tensorrt_10_is_asked_for_the_versions_of_iplugin_v3() -> None:
+    recorder = Recorder(v3=True)
+    populate(recorder)
+    versions = {name: version for name, version, _, _ in recorder.plugins.values()}
+    assert versions == {EMBEDDING: "6", ATTENTION: "4", SKIP_NORM: "5"}
