@@ -39,7 +39,7 @@ class Spec:
 
     source: an .onnx file or an engine. plan: where `build` writes the engine, and what later stages read if it is there.
     inputs: .npz files (the first sample is fed); else arrays are drawn with `seed`, of `shapes` where dimensions are free.
-    result: where to say how it ended. folder: where `measure` and `ort` write.
+    result: where to say how it ended. folder: where `measure` and `ort` write, and `build` what the engine's layers are.
     """
 
     stage: str
@@ -245,6 +245,8 @@ def _engine(spec: Spec, declared: list[onnx.ValueInfoProto], feeds: Feeds, tell:
     built = engine.build(spec.source, options, tell, folder=folder)
     if plan is not None and isinstance(built.content, bytes):
         built.save(plan)
+        if (layers := built.layer_information()) is not None:  # which layer launches what, for tools that see no ranges
+            (spec.folder / f"{plan.stem}.layers.json").write_text(layers, encoding="utf-8")
     return built
 
 
