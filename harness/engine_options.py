@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
@@ -24,6 +25,8 @@ Populate = Callable[[ModuleType, Any], Any]  # (tensorrt, network) -> whatever m
 Source = Path | onnx.ModelProto | Populate
 Tell = Callable[[str], None]
 
+TACTIC_SOURCES = "PROBE_TACTIC_SOURCES"  # in the environment
+
 
 @dataclass(frozen=True)
 class BuildOptions:
@@ -35,7 +38,10 @@ class BuildOptions:
     opt_profiles: input name -> (least, optimal, greatest) shape; for a shape tensor its values.
     layer_precisions: ONNX node (or layer) name -> precision, for layers that differ from `precision`.
     outputs: tensors to be marked as outputs beside the network's own.
+    debug_tensors: tensors to be marked for debugging (from TensorRT 10 on): materialised, and no outputs.
     calibration: .npz samples for int8 where the model has no Q/DQ nodes.
+    tactic_sources: names of TacticSource; one with a minus before it (-CUDNN) is taken out of those used by default. If
+    None, the environment's PROBE_TACTIC_SOURCES says it, for machines where a library that TensorRT counts on is missing.
     flags: BuilderFlag names beyond those that follow from the rest.
     """
 
@@ -45,6 +51,7 @@ class BuildOptions:
     opt_profiles: Mapping[str, Bounds] = field(default_factory=dict)
     layer_precisions: Mapping[str, str] = field(default_factory=dict)
     outputs: tuple[str, ...] = ()
+    debug_tensors: tuple[str, ...] = ()
     calibration: tuple[Path, ...] = ()
     flags: tuple[str, ...] = ()
     timing_cache: Path | None = None
@@ -57,6 +64,8 @@ class BuildOptions:
     capability: str | None = None  # of RTX, by name: SM89
 
     def __post_init__(self) -> None:
+        if self.tactic_sources is None and (asked := os.environ.get(TACTIC_SOURCES)):
+            object.__setattr__(self, "tactic_sources", tuple(asked.split(",")))
         for name in (self.precision, *self.layer_precisions.values()):
             if name not in PRECISIONS:
                 raise UsageError(f"precision: expected one of {', '.join(PRECISIONS)}, got {name!r}")
@@ -85,7 +94,7 @@ def from_json(content: Mapping[str, Any]) -> BuildOptions:
     if unknown := sorted(set(content) - known):
         raise UsageError(f"build options: expected {', '.join(sorted(known))}, got {unknown[0]!r}")
     made = dict(content)
-    for name in ("outputs", "flags", "tactic_sources"):
+    for name in ("outputs", "debug_tensors", "flags", "tactic_sources"):
         made[name] = (
             tuple(made[name]) if made.get(name) is not None else BuildOptions.__dataclass_fields__[name].default
         )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import ctypes
 import os
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -13,7 +13,7 @@ from typing import Any
 
 import onnx
 
-from harness import optional, ranges
+from harness import engine_layers, optional, ranges
 from harness.engine_api import Api, read
 from harness.engine_device import present
 from harness.engine_log import Log, failure
@@ -22,11 +22,14 @@ from harness.engine_options import BuildOptions, Source, Tell
 from harness.engine_profiler import progress_monitor
 from harness.errors import BuildFailed, UsageError
 from harness.inputs import load_samples
+from harness.model import from_proto, load
 
 MODULES = {"trt": "tensorrt", "trt-rtx": "tensorrt_rtx"}
 RTX_CAPABILITY = "SM89"  # what RTX builds for if not told and there is no GPU to ask
 TAGS = {b"ftrt": "trt", b"vtrt": "trt-rtx"}  # how a plan begins
-_NODE = "[ONNX Layer: "
+# Layers whose types are not ours to choose: they say one themselves, hold data, or steer loops and branches.
+_UNTYPED = frozenset({"CONSTANT", "SHAPE", "CAST", "QUANTIZE", "DEQUANTIZE", "TRIP_LIMIT", "RECURRENCE", "ITERATOR", "LOOP_OUTPUT",
+                      "CONDITION", "CONDITIONAL_INPUT", "CONDITIONAL_OUTPUT", "ASSERTION"})  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -40,6 +43,38 @@ class Built:
     build_s: float
     layers: int  # of the network, before fusion
     notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Survey:
+    """What can be known of a network without building it. `tactic_sources`: those used by default. `routes`: the
+    optimiser's switches as JSON text, "" if there are none."""
+
+    version: str
+    strongly_typed: bool
+    features: frozenset[str]
+    layers: tuple[engine_layers.LayerFact, ...]
+    tactic_sources: tuple[str, ...] = ()
+    routes: str = ""
+
+
+def survey(source: Source, options: BuildOptions, backend: str, folder: Path) -> Survey:
+    """Parse, and tell the layers and which switches this builder has. Raises as `build` does, for what comes before."""
+    trt = optional.load(MODULES[backend])
+    api = read(trt)
+    strong = api.strong(options.typing)
+    log = Log(trt)
+    load_plugins(trt, options.plugins, log)
+    builder = _made(lambda: trt.Builder(log.logger), "a builder", log)
+    network = builder.create_network(_creation_flags(trt, strong))
+    kept = _populate(trt, network, source, options, log, lambda _: None, folder, strong, [])
+    config = builder.create_builder_config()
+    routes = str(config.all_build_routes or "") if "build_route" in api.has else ""
+    used = int(config.get_tactic_sources())
+    sources = tuple(name for name, bit in trt.TacticSource.__members__.items() if used >> int(bit) & 1)
+    layers = tuple(engine_layers.facts_of(network))
+    del kept
+    return Survey(api.text, strong, api.has, layers, sources, routes)
 
 
 def build(source: Source, options: BuildOptions, backend: str, tell: Tell, folder: Path) -> Built:
@@ -61,11 +96,13 @@ def build(source: Source, options: BuildOptions, backend: str, tell: Tell, folde
     with ranges.range("parse"):
         kept = _populate(trt, network, source, options, log, tell, folder, strong, notes)
     parse_s = time.perf_counter() - start
-    _mark(network, options.outputs)
+    _mark(network, options.outputs, network.mark_output)
+    if options.debug_tensors:
+        _mark(network, options.debug_tensors, network.mark_debug)
     config = builder.create_builder_config()
     monitor = _configure(trt, api, builder, network, config, options, strong, tell, notes)
     if not strong and options.layer_precisions:
-        notes.append(_constrain(trt, network, config, options.layer_precisions))
+        notes.append(_constrain(trt, network, config, source, options.layer_precisions))
     calibrator = _calibrate(api, config, source, options)
     log.clear()
     start = time.perf_counter()
@@ -122,7 +159,8 @@ def _creation_flags(trt: ModuleType, strong: bool) -> int:
 
 def _check(api: Api, options: BuildOptions, strong: bool) -> None:
     """Refuse what this version cannot do, before anything is parsed."""
-    needs = {"build_route": options.build_route is not None, "compute_capability": options.capability is not None}
+    needs = {"build_route": options.build_route is not None, "compute_capability": options.capability is not None,
+             "debug_tensors": bool(options.debug_tensors)}  # fmt: skip
     for feature, asked in needs.items():
         if asked and feature not in api.has:
             raise UsageError(f"{feature.replace('_', ' ')}: {api.name} does not have it")
@@ -169,20 +207,20 @@ def _not_parsed(parser: Any, log: Log, source: Path | onnx.ModelProto) -> Except
     return failure(f"{where} could not be parsed", [said, *log.errors])
 
 
-def _mark(network: Any, outputs: tuple[str, ...]) -> None:
-    """Mark tensors as outputs beside the network's own."""
-    if not outputs:
+def _mark(network: Any, names: tuple[str, ...], mark: Callable[[Any], Any]) -> None:
+    """Mark tensors as outputs beside the network's own, or as debug tensors: either way they are materialised."""
+    if not names:
         return
     own = {network.get_output(index).name for index in range(network.num_outputs)}
     tensors = {
         layer.get_output(index).name: layer.get_output(index)
         for layer in _layers(network) for index in range(layer.num_outputs)
     }  # fmt: skip
-    for name in outputs:
+    for name in names:
         if name not in tensors:
             raise UsageError(f"the network has no tensor {name!r} to mark as an output")
         if name not in own:
-            network.mark_output(tensors[name])
+            mark(tensors[name])
 
 
 def _layers(network: Any) -> Iterator[Any]:
@@ -208,7 +246,7 @@ def _configure(
     if options.detailed:
         config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED
     if options.tactic_sources is not None:
-        config.set_tactic_sources(sum(1 << int(_member(trt, "TacticSource", name)) for name in options.tactic_sources))
+        config.set_tactic_sources(_tactics(trt, int(config.get_tactic_sources()), options.tactic_sources))
     if options.build_route is not None:
         config.build_route = options.build_route
     _set_capability(trt, api, config, options, notes)
@@ -237,6 +275,15 @@ def _member(trt: ModuleType, enum: str, name: str) -> Any:
     if name not in members:
         raise UsageError(f"{enum}: expected one of {', '.join(members)}, got {name!r}")
     return members[name]
+
+
+def _tactics(trt: ModuleType, used: int, names: Sequence[str]) -> int:
+    """The bits of the tactic sources: those named, or, with minuses, those used by default less the named ones."""
+    bits = {name: 1 << int(_member(trt, "TacticSource", name.removeprefix("-"))) for name in names}
+    mask = used if any(name.startswith("-") for name in names) else 0
+    for name, bit in bits.items():
+        mask = mask & ~bit if name.startswith("-") else mask | bit
+    return mask
 
 
 def _set_capability(trt: ModuleType, api: Api, config: Any, options: BuildOptions, notes: list[str]) -> None:
@@ -284,20 +331,23 @@ def _check_fixed(name: str, shape: tuple[int, ...], bounds: Any) -> None:
                              f"got {'x'.join(map(str, given))}")  # fmt: skip
 
 
-def _constrain(trt: ModuleType, network: Any, config: Any, precisions: Mapping[str, str]) -> str:
-    """Weak typing: the precision of single layers, by the name of the layer or of an ONNX node it came from."""
+def _constrain(
+    trt: ModuleType, network: Any, config: Any, source: Source, precisions: Mapping[str, str]
+) -> str:  # fmt: skip
+    """Weak typing: the precision of single layers, by the name of the ONNX node that they came from, or their own."""
     types = {"fp32": "FLOAT", "tf32": "FLOAT", "fp16": "HALF", "bf16": "BF16", "int8": "INT8"}
     floats = {trt.DataType.__members__[name] for name in ("FLOAT", "HALF", "BF16") if name in trt.DataType.__members__}
-    met: set[str] = set()
+    facts, makers = engine_layers.facts_of(network), _makers(source)
+    met: set[str] = set(makers.values())  # a node may have left no layer: folded into a constant
     count = 0
-    for layer in _layers(network):
-        name = next((name for name in names_of(layer) if name in precisions), None)
+    for layer, fact, node in zip(_layers(network), facts, engine_layers.attribute(facts, makers), strict=True):
+        name = next((name for name in (node, fact.name, *fact.nodes) if name is not None and name in precisions), None)
         if name is None:
             continue
         met.add(name)
         outputs = [index for index in range(layer.num_outputs) if layer.get_output(index).dtype in floats
                    and not layer.get_output(index).is_shape_tensor]  # fmt: skip
-        if layer.type in (trt.LayerType.CONSTANT, trt.LayerType.SHAPE) or not outputs:
+        if fact.kind in _UNTYPED or not outputs:
             continue
         dtype = trt.DataType.__members__[types[precisions[name]]]
         layer.precision = dtype
@@ -310,12 +360,18 @@ def _constrain(trt: ModuleType, network: Any, config: Any, precisions: Mapping[s
     return f"{count} layers held to a precision (weakly typed)"
 
 
-def names_of(layer: Any) -> list[str]:
-    """A layer's own name, then those of the ONNX nodes that its metadata names (from 8.6 on)."""
-    metadata = str(getattr(layer, "metadata", "") or "")
-    parts = metadata.replace("\x1f", "\x1e").split("\x1e")
-    nodes = [part.strip()[len(_NODE) : -1] for part in parts if part.strip().startswith(_NODE)]
-    return [layer.name, *nodes]
+def _makers(source: Source) -> dict[str, str]:
+    """ONNX tensor -> key of its node; empty for a network that was not parsed."""
+    if not isinstance(source, Path | onnx.ModelProto):
+        return {}
+    model = load(source) if isinstance(source, Path) else from_proto(_copy(source), Path("model.onnx"))
+    return engine_layers.makers_of(model)
+
+
+def _copy(proto: onnx.ModelProto) -> onnx.ModelProto:
+    made = onnx.ModelProto()
+    made.CopyFrom(proto)
+    return made
 
 
 def _calibrate(api: Api, config: Any, source: Source, options: BuildOptions) -> Any:

@@ -107,6 +107,9 @@ def _add_builder(trt: ModuleType, version: str) -> None:
         def set_memory_pool_limit(self, pool: Any, size: int) -> None:
             self.pools[pool.name] = size
 
+        def get_tactic_sources(self) -> int:
+            return 0
+
         def set_tactic_sources(self, bits: int) -> None:
             self.tactic_sources = bits
 

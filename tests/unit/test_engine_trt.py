@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -13,7 +14,7 @@ from fake_trt import module, plan
 from onnx import TensorProto, helper
 from small_models import make_proto, planted_chain
 
-from harness import engine, engine_trt_run, measuring
+from harness import engine, engine_trt, engine_trt_run, measuring
 from harness.engine import BuildOptions, RunOptions
 from harness.engine_api import FEATURES, read
 from harness.engine_log import failure
@@ -520,3 +521,15 @@ def test_a_saved_engine_is_known_again(tmp_path):
     (tmp_path / "junk.plan").write_bytes(b"junk")
     with pytest.raises(UsageError, match="is no engine"):
         engine.load(tmp_path / "junk.plan")
+
+
+def test_tactic_sources_are_named_or_taken_out_of_the_default_ones() -> None:
+    trt = SimpleNamespace(TacticSource=SimpleNamespace(__members__={"CUBLAS": 0, "CUBLAS_LT": 1, "CUDNN": 2}))
+    assert engine_trt._tactics(trt, 0b111, ("-CUDNN",)) == 0b011
+    assert engine_trt._tactics(trt, 0b111, ("CUBLAS_LT",)) == 0b010
+
+
+def test_the_environment_says_the_tactic_sources_where_nothing_else_does(monkeypatch) -> None:
+    monkeypatch.setenv("PROBE_TACTIC_SOURCES", "-CUDNN,-CUBLAS")
+    assert BuildOptions().tactic_sources == ("-CUDNN", "-CUBLAS")
+    assert BuildOptions(tactic_sources=("CUBLAS",)).tactic_sources == ("CUBLAS",)
