@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
 # All that needs a GPU and TensorRT, in one go: what is checked, then what is measured, each with a time limit.
-#   tests/gpu/record.sh OUT_DIR [PYTHON]
+#   tests/gpu/record.sh OUT_DIR [PYTHON] [check|time]
 # OUT_DIR/record.txt is what was printed, with the card's name; session folders lie in OUT_DIR/sessions.
 # Wants nsys, ncu and compute-sanitizer on PATH; what is missing is said and left out.
 set -uo pipefail
-out=${1:?usage: record.sh OUT_DIR [PYTHON]} python=${2:-python3}
+out=${1:?usage: record.sh OUT_DIR [PYTHON] [check|time]} python=${2:-python3} phase=${3:-all}
 here=$(cd "$(dirname "$0")/../.." && pwd)
 mkdir -p "$out/sessions"
 export PYTHONPATH=$here${PYTHONPATH:+:$PYTHONPATH}
@@ -35,7 +35,13 @@ bert.save(bert.build_onnx(small, bert.random_weights(small), layer_norm="fused")
 print("encoder.onnx: 4 layers of 768")
 Q
 
+encoder() { # NAME
+    step "$1" 200 bash -c "probe profile $work/encoder.onnx --backend trt --precision fp16 --shapes input_ids:1x128 --nsys --ncu --trtexec --out $sessions/$1"
+}
+
 # What may share the card: these do not look at the clock.
+check() {
+encoder encoder_check &
 step engine 240 "$python" -m pytest -q -m gpu -p no:cacheprovider tests/gpu/test_gpu_engine.py &
 step tools 200 "$python" -m pytest -q -m gpu -p no:cacheprovider tests/gpu/test_gpu_tools.py &
 step device_log 200 "$python" -m pytest -q -m gpu -p no:cacheprovider tests/gpu/test_gpu_device_log.py &
@@ -48,9 +54,15 @@ for tool in memcheck racecheck initcheck synccheck; do
         "$python" -P -c 'import sys; from probes.cli import main; main()' kernels test --out "$sessions/kernels-$tool" &
 done
 wait
+}
 
-# One after another: these are timed.
+# One after another.
+timed() {
 step overhead 200 "$python" -m benchmarks.engine_overhead --precision fp16 --nsys
-step encoder 200 bash -c "probe profile $work/encoder.onnx --backend trt --precision fp16 --shapes input_ids:1x128 --nsys --ncu --trtexec --out $sessions/encoder"
+encoder encoder
 step rows 60 "$python" -m benchmarks.rows
 step device_log_speed 120 "$python" benchmarks/device_log.py --only gpu
+}
+
+[ "$phase" = time ] || check
+[ "$phase" = check ] || timed
