@@ -50,8 +50,9 @@ def random_samples(inputs: Sequence[onnx.ValueInfoProto], how: RandomInputs) -> 
             f"--shape {unknown[0]}: the model has no such input; it reads {sorted(v.name for v in inputs)}"
         )
     notes, shapes = [], {}
+    symbols = _symbols(inputs, given)
     for value in inputs:
-        shapes[value.name], guessed = _shape(value, given.get(value.name))
+        shapes[value.name], guessed = _shape(value, given.get(value.name), symbols)
         if guessed:
             text = "x".join(map(str, shapes[value.name]))
             notes.append(f"input {value.name!r} has free dimensions; {text} was assumed (--shape {value.name}:{text})")
@@ -97,16 +98,25 @@ def _read_json(path: Path) -> list[Feeds]:
         raise ParseError(path, "content", "Polygraphy's JSON of input samples", str(error).splitlines()[0]) from error
 
 
-def _shape(value: onnx.ValueInfoProto, given: tuple[int, ...] | None) -> tuple[tuple[int, ...], bool]:
+def _symbols(inputs: Sequence[onnx.ValueInfoProto], given: Mapping[str, tuple[int, ...]]) -> dict[str, int]:
+    """What the named dimensions are in the shapes that are given: other inputs with the same name follow."""
+    dims = {value.name: value.type.tensor_type.shape.dim for value in inputs}
+    return {
+        dim.dim_param: size for name, shape in given.items() for dim, size in zip(dims[name], shape, strict=False) if dim.dim_param
+    }  # fmt: skip
+
+
+def _shape(
+    value: onnx.ValueInfoProto, given: tuple[int, ...] | None, symbols: Mapping[str, int]
+) -> tuple[tuple[int, ...], bool]:
     """The shape to draw, and whether something was guessed: 1 for the batch, 64 for image sides, 16 for lengths."""
     if given is not None:
         return given, False
     dims = value.type.tensor_type.shape.dim
     is_image = len(dims) == 4
-    shape = tuple(
-        d.dim_value if d.dim_value > 0 else 1 if i == 0 else 64 if is_image else 16 for i, d in enumerate(dims)
-    )
-    return shape, any(d.dim_value <= 0 for d in dims)
+    known = [d.dim_value if d.dim_value > 0 else symbols.get(d.dim_param) if d.dim_param else None for d in dims]
+    shape = tuple(size if size is not None else 1 if i == 0 else 64 if is_image else 16 for i, size in enumerate(known))
+    return shape, None in known
 
 
 def _draw(

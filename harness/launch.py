@@ -7,7 +7,7 @@ guard zones around the buffers. `prepare` is for being fast: compiled once, laun
 from __future__ import annotations
 
 import ctypes
-import os
+import functools
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +15,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from harness import cublaslt, leftovers, ranges
+from harness import cublaslt, ranges
 from harness import device as gpu
 from harness.buffers import GUARD_BYTES, Array, Buffers, Overrun
 from harness.compile import Compiler, Flavour, Unit, build
@@ -295,12 +295,12 @@ def _value(argument: Argument, addresses: Mapping[str, int], itemsizes: Mapping[
 def _check_parameters(device: Device, function: int, step: Launch, names: Sequence[str]) -> None:
     """Compare number and sizes of the arguments with the kernel's parameters: the driver would read what is not there.
 
-    Raises UsageError; drivers before CUDA 12.4 do not tell, and nothing is checked. Nor is it under a tool of ours: the
-    driver tells how many parameters there are by an error behind the last, which a sanitizer would report.
+    Raises UsageError; drivers before CUDA 12.4 do not tell, and nothing is checked. Nor is it under a
+    sanitizer: the driver tells how many parameters there are by an error behind the last, which that would report.
     """
     if len(names) != len(step.arguments):
         raise UsageError(f"{step.entry}: {len(step.arguments)} arguments, {len(names)} names")
-    wanted = None if leftovers.MARK in os.environ else parameter_sizes(device, function)
+    wanted = None if _sanitized() else parameter_sizes(device, function)
     if wanted is None:
         return
     if len(wanted) != len(step.arguments):
@@ -310,6 +310,15 @@ def _check_parameters(device: Device, function: int, step: Launch, names: Sequen
         if given != size:
             what = "a pointer" if isinstance(argument, Pointer) else str(argument.dtype)
             raise UsageError(f"{step.entry}: the parameter {name} has {size} bytes, {what} has {given}")
+
+
+@functools.cache
+def _sanitized() -> bool:
+    """Whether compute-sanitizer is in this process."""
+    try:
+        return "sanitizer" in Path("/proc/self/maps").read_text(encoding="utf-8", errors="replace")
+    except OSError:  # no Linux
+        return False
 
 
 def parameter_sizes(device: Device, function: int) -> list[int] | None:

@@ -22,7 +22,7 @@ from harness.errors import BuildFailed, ToolFailed
 from harness.record import Command
 from kernels.plan import Launch, Pointer
 
-GRACE_S = 60.0  # of the GPU's process beyond the kernel's own time: start, compilation, reading
+GRACE_S = 60.0  # until the worker is there and has compiled, on a machine with other work
 MOST_GROWTH = 4  # runs
 Ended = Literal["finished", "crashed", "timed out"]
 Row = dict[str, Any]

@@ -21,6 +21,7 @@ from reports.onnx_names import nodes_of_layer, nodes_of_operation
 from reports.readers.nsys_launches import MYELIN, NOT_LAYERS, TENSORRT
 
 MOST_LAUNCHES = 1 << 20  # beyond which the halving gives up
+MOST_LOOKED_AT = 1000  # launches of a kernel whose ranges are compared
 RUNTIME = "CUPTI_ACTIVITY_KIND_RUNTIME"
 _PLUGIN = re.compile(r"(\w*Plugin\w*?)::enqueue")
 
@@ -107,19 +108,26 @@ def failed_call(trace: Artifact, known: Sequence[str] = ()) -> Place | None:
 
 
 def only_place(trace: Artifact, part: str, known: Sequence[str] = ()) -> Place | None:
-    """The layer of a kernel that one layer alone launches; None if several do, or none."""
+    """The layer of a kernel that one layer alone launches, or the one range; None if several do, or none."""
     kernels = matching(trace, part)
     layers = kernels["layer"].dropna().unique()
-    if len(layers) != 1 or kernels["layer"].isna().any():
+    if len(layers) == 1 and not kernels["layer"].isna().any():
+        found = of_kernel(trace, kernels.iloc[0], known)
+        return replace(found, ranges=found.ranges[-1:], how="only one layer launches this kernel")
+    if len(layers) or kernels.empty:
         return None
-    found = of_kernel(trace, kernels.iloc[0], known)
-    return replace(found, ranges=found.ranges[-1:], how="only one layer launches this kernel")
+    inner = {of_kernel(trace, row, known).ranges[-1:] for _, row in kernels.head(MOST_LOOKED_AT).iterrows()}
+    if len(inner) != 1 or len(kernels) > MOST_LOOKED_AT:
+        return None
+    return Place("all launches of this kernel are in ranges of this name", None, inner.pop())
 
 
 def of_kernel(trace: Artifact, row: pd.Series[Any], known: Sequence[str] = ()) -> Place:
     """The place of one row of `kernels`; of a kernel in a CUDA graph, where it was captured."""
     inside = row["range_id"] if pd.isna(row["capture_range_id"]) else row["capture_range_id"]
     found = in_range(trace, inside, known)
+    if len(found.ranges) > 1 and found.ranges[-1].partition("@")[0] == fragment(str(row["kernel"])):
+        found = replace(found, ranges=found.ranges[:-1])  # a range around the launch alone says what the kernel says
     layer = None if pd.isna(row["layer"]) else str(row["layer"])
     operation = None if pd.isna(row["operation"]) else str(row["operation"])
     return replace(

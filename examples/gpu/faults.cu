@@ -40,14 +40,16 @@ extern "C" __global__ void uninitialised(float *out, const float *x, int n)
         out[i] = x[i] + 1.0f;
 }
 
-// Only threads with work to do reach the barrier.
+// The barrier is for every thread of the block; half of each warp goes around it.
 extern "C" __global__ void divergent_barrier(float *out, const float *x, int n)
 {
     __shared__ float tile[128];
     int i = blockIdx.x * blockDim.x + threadIdx.x;
-    if (i < n) {
-        tile[threadIdx.x] = x[i];
+    tile[threadIdx.x] = i < n ? x[i] : 0.0f;
+    if (threadIdx.x % 2 == 0) {
         __syncthreads();
-        out[i] = tile[blockDim.x - 1 - threadIdx.x];
+        tile[threadIdx.x] += 1.0f;
     }
+    if (i < n)
+        out[i] = tile[threadIdx.x];
 }

@@ -43,7 +43,7 @@ def run(kind: str, iterations: int, *, graph: bool) -> None:
     layers = {
         "layer.0/scale": step("twice", "b", "a"),
         "layer.1/fault": step(kind, "c", "d" if kind == "uninitialised" else "b"),
-        "layer.2/scale": step("twice", "b", "c") if kind != "uninitialised" else step("twice", "b", "a"),
+        "layer.2/scale": step("twice", "b", "a"),
     }
     options = launch.Options(flavour="lineinfo")
     calls = {

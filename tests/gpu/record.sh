@@ -42,7 +42,7 @@ encoder() { # NAME
 # What may share the card: these do not look at the clock.
 check() {
 encoder encoder_check &
-step engine 240 "$python" -m pytest -q -m gpu -p no:cacheprovider tests/gpu/test_gpu_engine.py &
+step engine 240 "$python" -m pytest -q --tb=short -m gpu -p no:cacheprovider tests/gpu/test_gpu_engine.py &
 step tools 200 "$python" -m pytest -q -m gpu -p no:cacheprovider tests/gpu/test_gpu_tools.py &
 step device_log 200 "$python" -m pytest -q -m gpu -p no:cacheprovider tests/gpu/test_gpu_device_log.py &
 step plugin_fault 260 bash -c "probe sanitize $work/plugin_fault.onnx --backend trt --precision fp16 --inputs $work/plugin_fault.npz --out $sessions/plugin_fault" &
@@ -50,7 +50,7 @@ for kind in out_of_bounds race uninitialised divergent_barrier; do
     step "planted_$kind" 200 bash -c "probe sanitize --tool all --out $sessions/$kind -- $python examples/gpu/layers.py $kind" &
 done
 for tool in memcheck racecheck initcheck synccheck; do
-    step "kernels_$tool" 200 env PROBE_RUN=record compute-sanitizer --tool "$tool" --print-limit 5 \
+    step "kernels_$tool" 200 compute-sanitizer --tool "$tool" --print-limit 5 \
         "$python" -P -c 'import sys; from probes.cli import main; main()' kernels test --out "$sessions/kernels-$tool" &
 done
 wait

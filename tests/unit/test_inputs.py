@@ -96,3 +96,11 @@ def test_saved_samples_come_back_the_same(tmp_path):
     for name, array in FEEDS.items():
         np.testing.assert_array_equal(back[name], array)
         assert back[name].dtype == array.dtype
+
+
+def test_a_dimension_with_a_name_follows_the_shape_that_was_given():
+    inputs = [helper.make_tensor_value_info(name, TensorProto.INT64, ["B", "S"]) for name in ("ids", "mask")]
+    inputs.append(helper.make_tensor_value_info("free", TensorProto.FLOAT, ["B", "T"]))
+    (feeds,), notes = random_samples(inputs, RandomInputs(shapes={"ids": (2, 128)}))
+    assert {name: array.shape for name, array in feeds.items()} == {"ids": (2, 128), "mask": (2, 128), "free": (2, 16)}
+    assert [note.split("'")[1] for note in notes] == ["free"]
