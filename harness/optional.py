@@ -42,6 +42,8 @@ LIBRARIES: dict[str, Library] = {
         Library("nvtx", "to mark builds and launches in the profiler's timeline", "pip install 'probe-trt[gpu]'"),
         Library("pynvml", "to record the GPU's clocks and why it slows down", "pip install 'probe-trt[gpu]'"),
         Library("torch", "to time PyTorch beside our kernels (`probe kernels bench`)", "pip install torch"),
+        Library("torch_tensorrt", "to measure its route in `probe ladder`", "pip install torch-tensorrt"),
+        Library("tvm", "to measure its route in `probe ladder`", "pip install apache-tvm"),
         Library("distributed", "to search on more than one machine", "pip install 'probe-trt[cluster]'"),
         Library("ncu_report", "to read .ncu-rep files", "pip install 'probe-trt[ncu]'"),
     )

@@ -26,6 +26,7 @@ from harness.errors import (
     UsageError,
 )
 from harness.record import to_json
+from probes import ladder_options as ladder_asked
 from probes import print_options as print_asked
 from probes import profile_options as profile_asked
 from probes import sanitize_options as sanitize_asked
@@ -41,6 +42,7 @@ if TYPE_CHECKING:
     from probes.doctoring import Check
     from probes.kernel_running import Ran as KernelRun
     from probes.kernel_testing import Tested
+    from probes.laddering import Laddered
 
 EXIT_BROKEN_PIPE = 141  # what a shell shows for a program whose reader went away (128 + SIGPIPE)
 MOST_ROWS = 40  # of culprits on the screen
@@ -299,6 +301,59 @@ def _printf_screen(session: Session, result: Mapping[str, Any]) -> Iterable[Any]
     for one in view.findings:
         yield f"{one['kind']} at {one.get('file') or 'an unknown place'}:{one.get('line') or '?'}: {one['message']}"
     yield f"report: {session.folder / 'report.html'}"
+
+
+@probe.group()
+def ladder() -> None:
+    """How fast can it get: step by step and route by route, with what each step gains and what it costs."""
+
+
+@ladder.command(name="bert")
+@ladder_asked.ladder_options
+@json_option
+def ladder_bert(json_file: Path | None, **values: Any) -> int:
+    """Climb from FP32 to INT8 and a CUDA graph on every route that is here, against float64 at every step.
+
+    \b
+    probe ladder bert --config base                            random weights, batch 32, sequence 128
+    probe ladder bert --weights DIR --inputs text.npz          the user's model on real text
+    probe ladder bert --config tiny --routes kernels,onnx      without a GPU: results alone
+
+    Exit codes: 0 every step is as right as its precision lets it, 1 one is not, 2 usage, 125 nothing could be measured,
+    130 interrupted (what was measured is kept).
+    """
+    from probes import laddering
+
+    with progress("climbing") as tell:
+        made = laddering.climb(ladder_asked.to_settings(values), tell)
+    deliver(made.document, json_file, lambda: _ladder_screen(made))
+    return made.exit_code
+
+
+@ladder.command(name="fusion")
+@ladder_asked.SECONDS
+@ladder_asked.SEED
+@ladder_asked.OUT
+@json_option
+def ladder_fusion(json_file: Path | None, **values: Any) -> int:
+    """One small formula in five kernels, in three, on two streams, in one: what fusing is worth."""
+    from probes import fusion_laddering
+
+    with progress("climbing") as tell:
+        made = fusion_laddering.climb(fusion_laddering.Asked(**values), tell)
+    deliver(made.document, json_file, lambda: _ladder_screen(made))
+    return made.exit_code
+
+
+def _ladder_screen(made: Laddered) -> Iterable[Any]:
+    """Every step as a row, the headline, and where everything lies."""
+    from reports import ladder as told
+
+    view = told.read(made.session)
+    yield table(told.HEADERS, (row.texts for row in view.rows))
+    yield from (f"{row.title} ({row.route_title}): {row.note}" for row in view.rows if row.status != "measured")
+    yield view.headline
+    yield f"report: {made.session.folder / 'report.html'}"
 
 
 html_option = click.option(

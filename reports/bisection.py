@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
@@ -13,9 +14,11 @@ import plotly.graph_objects as go
 from harness.errors import ArtifactMissing, ParseError
 from harness.record import Outcome, Session
 from reports import figures, schema, units
-from reports.schema import Candidate, Step
+from reports.schema import Candidate, Step, Trial
 
 TEMPLATE = "bisect.html"
+TRIALS = "raw/trials/trials.jsonl"  # of searches that build engines
+NOUNS = {"route": "setting", "fusion": "tensor"}
 
 
 @dataclass(frozen=True)
@@ -49,6 +52,7 @@ class Bisection:
     edges: tuple[tuple[int, int], ...]
     steps: tuple[Step, ...]
     gaps: tuple[str, ...] = ()
+    trials: tuple[Trial, ...] = ()
 
     @property
     def found(self) -> Mapping[str, Any]:
@@ -69,8 +73,8 @@ class Bisection:
 
     @property
     def noun(self) -> str:
-        """What the candidates are: nodes of a model, or statements of a source."""
-        return "statement" if "lines" in self.model else "node"
+        """What the candidates are: nodes or tensors of a model, settings of a builder, or statements of a source."""
+        return "statement" if "lines" in self.model else NOUNS.get(self.fault, "node")
 
     @property
     def tolerance(self) -> float | None:
@@ -113,7 +117,8 @@ class Bisection:
     @property
     def captions(self) -> dict[str, str]:
         """What each figure shows, with its unit and its count, by the name of its place on the page."""
-        return {"steps": _steps_caption(self), "graph": _graph_caption(self), "sensitivities": _ranks_caption(self)}
+        return {"steps": _steps_caption(self), "graph": _graph_caption(self), "sensitivities": _ranks_caption(self),
+                "latencies": _latencies_caption(self)}  # fmt: skip
 
     def texts(self, key: str) -> tuple[str, ...]:
         """A list of texts in the result; empty if there is none."""
@@ -129,6 +134,7 @@ class Bisection:
             "steps": figures.draw_steps(self.steps, self.tolerance, self.noun),
             "graph": figures.draw_graph(self.candidates),
             "sensitivities": figures.draw_sensitivities(self.candidates, self.tolerance),
+            "latencies": figures.draw_latencies(self.trials, self.tolerance),
         }
         return {name: figure for name, figure in drawn.items() if figure is not None}
 
@@ -144,7 +150,9 @@ def read(session: Session) -> Bisection:
     candidates = [replace(c, culprit=c.culprit or c.key in names or not names.isdisjoint(c.nodes)) for c in candidates]
     edges = [schema.read_edge(row, len(candidates)) for row in _rows(listed.get("edges"))]
     steps = list(_steps(session, gaps))
-    return Bisection(manifest, result, tuple(candidates), tuple(e for e in edges if e), tuple(steps), tuple(gaps))
+    return Bisection(
+        manifest, result, tuple(candidates), tuple(e for e in edges if e), tuple(steps), tuple(gaps), _trials(session)
+    )
 
 
 def _read(session: Session, name: str, loss: str, gaps: list[str]) -> dict[str, Any] | None:
@@ -171,6 +179,20 @@ def _steps(session: Session, gaps: list[str]) -> Iterator[Step]:
         gaps.append(f"steps.jsonl cannot be read from {where} on; the steps before it are shown.")
     if number == 0:
         gaps.append("steps.jsonl holds no step: the search had not begun, or the file is missing.")
+
+
+def _trials(session: Session) -> tuple[Trial, ...]:
+    """The engines that were tried; none in a search without, and a torn line is left out."""
+    path = session.folder / TRIALS
+    if not path.is_file():
+        return ()
+    found = []
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
+        try:
+            found.append(schema.read_trial(json.loads(line)))
+        except ValueError:
+            continue
+    return tuple(trial for trial in found if trial is not None)
 
 
 def _rows(value: Any) -> list[Any]:
@@ -209,6 +231,9 @@ def _blame(run: Bisection, number: int) -> str:
         "finite": "makes values that are not finite" if one else "together make values that are not finite",
         "compare": "makes the models differ" if one else "make the models differ",
         "build": "breaks the build" if one else "break the build",
+        "crash": "crashes, hangs or computes wrongly" if one else "crash, hang or compute wrongly",
+        "fusion": "must be materialised",
+        "route": "must be changed",
         "check": "is to blame for the failing check" if one else "are to blame for the failing check",
         "sanitizer": "must be there for the findings of the sanitizer"
         if one
@@ -225,6 +250,9 @@ def _lowered(run: Bisection) -> str:
         "finite": "every value is finite",
         "compare": "the models agree",
         "build": "the model builds",
+        "crash": "the engine builds, runs and is right",
+        "fusion": "the engine is right with every fusion",
+        "route": "the engine is right with the builder's defaults",
         "check": "the check passes",
         "sanitizer": "the sanitizer has no findings",
         "nan": "no NaN or Inf is made",
@@ -233,7 +261,8 @@ def _lowered(run: Bisection) -> str:
 
 
 def _share(run: Bisection, number: int) -> str:
-    total = schema.integer(run.model.get("nodes")) or len(run.candidates) or None
+    total = None if run.fault in NOUNS else schema.integer(run.model.get("nodes"))
+    total = total or len(run.candidates) or None
     return f"{units.count(number)} of {units.plural(total, run.noun)}" if total else units.plural(number, run.noun)
 
 
@@ -331,3 +360,8 @@ def _ranks_caption(run: Bisection) -> str:
         f"{cut} {units.count(measured)} measured ({units.plural(len(run.candidates), 'candidate')} in all), as relative L2 error in percent."
         " Candidates measured as one group share a bar: the group's error over the root of its size."
     )
+
+
+def _latencies_caption(run: Bisection) -> str:
+    timed = sum(trial.latency_ns is not None for trial in run.trials)
+    return f"{units.plural(timed, 'engine')} that ran: median time of an inference on the device, against the worst output's relative L2 error."

@@ -17,7 +17,7 @@ import plotly.graph_objects as go
 
 from harness.record import Outcome
 from reports import units
-from reports.schema import Candidate, Step
+from reports.schema import Candidate, Step, Trial
 
 TOP = 30  # bars of the ranked sensitivities
 NUMBERED = 20  # culprits with their number and a line through their scopes; more would overprint
@@ -173,6 +173,50 @@ def draw_sensitivities(candidates: Sequence[Candidate], tolerance: float | None 
     if limit:
         _draw_tolerance(figure, limit, x=_log(limit))
     return figure
+
+
+def draw_latencies(trials: Sequence[Trial], tolerance: float | None = None) -> go.Figure | None:
+    """Latency in ms against relative L2 error (%, log) of every engine; those that no other beats in both on a line."""
+    known = [trial for trial in trials if trial.latency_ns is not None and trial.error is not None]
+    if not known:
+        return None
+    limit = tolerance if _lane(tolerance) is None else None
+    scale = Scale.of([*(trial.error for trial in known), *([limit] if limit else [])])
+    figure = _figure(height=380)
+    front = pareto(known)
+    figure.add_scatter(
+        name=f"no other is better in both ({units.count(len(front))})", mode="lines", line={"color": QUIET, "width": 1.5, "shape": "hv"},
+        x=[scale.position(trial.error) for trial in front], y=[(trial.latency_ns or 0.0) / 1e6 for trial in front], hoverinfo="skip",
+    )  # fmt: skip
+    for outcome, mark in _MARKS.items():
+        rows = [trial for trial in known if trial.outcome is outcome]
+        figure.add_scatter(
+            name=f"{outcome} ({units.count(len(rows))})", mode="markers", marker=mark, visible=True if rows else "legendonly",
+            x=[scale.position(trial.error) for trial in rows], y=[(trial.latency_ns or 0.0) / 1e6 for trial in rows],
+            hovertext=[f"{label(trial.engine, 90)}<br>{units.percent(trial.error)}<br>{units.seconds((trial.latency_ns or 0.0) / 1e9)}" for trial in rows],
+            hovertemplate="%{hovertext}<extra></extra>",
+        )  # fmt: skip
+    figure.update_layout(
+        xaxis=scale.axis("relative L2 error (%, log)"), yaxis=_AXIS | {"title": {"text": "latency (ms)"}},
+        shapes=[_turned(band) for band in scale.bands()],
+    )  # fmt: skip
+    if limit:
+        _draw_tolerance(figure, limit, x=_log(limit))
+    return figure
+
+
+def pareto(trials: Iterable[Trial]) -> list[Trial]:
+    """The trials that no other one beats in error and latency, by error; those without a number are left out."""
+    known = [
+        trial
+        for trial in trials
+        if trial.error is not None and trial.latency_ns is not None and not math.isnan(trial.error)
+    ]
+    front: list[Trial] = []
+    for trial in sorted(known, key=lambda t: (t.error or 0.0, t.latency_ns or 0.0)):
+        if not front or (trial.latency_ns or 0.0) < (front[-1].latency_ns or 0.0):
+            front.append(trial)
+    return front
 
 
 def rank(candidates: Iterable[Candidate]) -> list[list[Candidate]]:

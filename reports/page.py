@@ -26,10 +26,10 @@ from plotly.offline import get_plotlyjs
 
 from harness.errors import UsageError
 from harness.record import Session
-from reports import bisection, printed, schema, units
+from reports import bisection, ladder, printed, schema, units
 
 # verb -> module with TEMPLATE and read(session) -> view with draw()
-VIEWS: dict[str, ModuleType] = {"bisect": bisection, "printf": printed}
+VIEWS: dict[str, ModuleType] = {"bisect": bisection, "printf": printed, "ladder": ladder}
 
 
 @dataclass(frozen=True)

@@ -41,6 +41,29 @@ class Candidate:
     undecided: bool = False
 
 
+@dataclass(frozen=True)
+class Trial:
+    """One engine of a search that builds engines, a row of trials.jsonl. `error` is a fraction."""
+
+    engine: str
+    outcome: Outcome
+    error: float | None = None
+    latency_ns: float | None = None
+    build_s: float | None = None
+    cached: bool = False
+
+
+def read_trial(row: Any) -> Trial | None:
+    """A row of trials.jsonl; None if it is no object."""
+    if not isinstance(row, Mapping):
+        return None
+    outcome = text(row.get("outcome"))
+    return Trial(
+        text(row.get("engine")), Outcome(outcome) if outcome in set(Outcome) else Outcome.UNRESOLVED,
+        real(row.get("error")), real(row.get("latency_ns")), real(row.get("build_s")), row.get("cached") is True,
+    )  # fmt: skip
+
+
 def read_step(row: Any, number: int) -> Step | None:
     """A row of steps.jsonl, the `number`-th (from 1); None if it is no object. An unknown outcome is UNRESOLVED."""
     if not isinstance(row, Mapping):

@@ -86,7 +86,7 @@ __device__ __forceinline__ void unpack_int4(
     store(out + static_cast<long long>(2 * pair + 1) * n + column, high);
 }
 
-// The sum of an int8 product and the residual stream, which stays in T.
+// The sum of an int8 product, whose columns have steps of their own, and the residual stream, which stays in T.
 template <typename T, int WIDTH>
 struct MixedRow {
     struct Raw {
@@ -95,26 +95,30 @@ struct MixedRow {
     };
     const int8* input;
     const T* skip;
-    float scale;
+    const float* steps;
 
     __device__ __forceinline__ Raw fetch(int column) const {
         return {load<WIDTH>(input + column), load<WIDTH>(skip + column)};
     }
 
-    __device__ __forceinline__ void widen(const Raw& raw, int, float (&values)[WIDTH]) const {
+    __device__ __forceinline__ void widen(const Raw& raw, int column, float (&values)[WIDTH]) const {
+        float step[WIDTH];
+        read_parameters(steps + column, step);
 #pragma unroll
-        for (int i = 0; i < WIDTH; ++i) { values[i] = to_float(raw.input.at[i]) * scale + to_float(raw.skip.at[i]); }
+        for (int i = 0; i < WIDTH; ++i) { values[i] = to_float(raw.input.at[i]) * step[i] + to_float(raw.skip.at[i]); }
     }
 };
 
 template <int WIDTH, typename T>
 __device__ __forceinline__ void skip_layernorm_mixed(
-    const MixedRow<T, WIDTH>& row, T* output, int8* rounded, const Norm& norm, float output_scale) {
+    const MixedRow<T, WIDTH>& row, T* output, int8* rounded, const float* inverses, const Norm& norm) {
     normalise<WIDTH>(norm, row, [=](int column, float(&values)[WIDTH]) {
         write_vector(output + column, values);
         if (rounded == nullptr) { return; }
+        float inverse[WIDTH];
+        read_parameters(inverses + column, inverse);
 #pragma unroll
-        for (int i = 0; i < WIDTH; ++i) { values[i] /= output_scale; }
+        for (int i = 0; i < WIDTH; ++i) { values[i] *= inverse[i]; }
         write_vector(rounded + column, values);
     });
 }
@@ -157,30 +161,44 @@ FOR_EACH_FORMAT(ADD)
 FOR_EACH_FORMAT(LAYERNORM)
 FOR_EACH_FORMAT(UNPACK)
 
-// int8 has 256 values, so a block computes each once and looks the rest up. `rounded` may be null in the next one.
+// int8 in and out, where every column has a step of its own; `inverses` are one over the output's.
 extern "C" __global__ void __launch_bounds__(256) gelu_s8(
-    const signed char* input, signed char* output, long long count, float input_scale, float output_scale, int erf) {
-    __shared__ signed char table[256];
-    const float x = (static_cast<int>(threadIdx.x) - 128) * input_scale;
-    table[threadIdx.x] = from_float<int8>((erf != 0 ? gelu_erf(x) : gelu_tanh(x)) / output_scale);
-    __syncthreads();
-    const long long stride = static_cast<long long>(gridDim.x) * blockDim.x * 16;
-    for (long long at = own_vector() * 16; at < count; at += stride) {
-        auto values = load<16>(input + at);
+    const signed char* input, const float* steps, const float* inverses, signed char* output, int rows, int columns) {
+    constexpr int WIDTH = 16;
+    const long long at = own_vector() * WIDTH;
+    if (at >= static_cast<long long>(rows) * columns) { return; }
+    const int column = static_cast<int>(at % columns);
+    const auto values = load<WIDTH>(input + at);
+    float step[WIDTH], inverse[WIDTH], made[WIDTH];
+    read_parameters(steps + column, step);
+    read_parameters(inverses + column, inverse);
 #pragma unroll
-        for (int i = 0; i < 16; ++i) { values.at[i] = table[static_cast<int>(values.at[i]) + 128]; }
-        store(output + at, values);
-    }
+    for (int i = 0; i < WIDTH; ++i) { made[i] = gelu_tanh(to_float(values.at[i]) * step[i]) * inverse[i]; }
+    write_vector(output + at, made);
 }
 
+extern "C" __global__ void __launch_bounds__(256) quantise_columns_f16(
+    const __half* input, const float* inverses, signed char* output, int rows, int columns) {
+    constexpr int WIDTH = 8;
+    const long long at = own_vector() * WIDTH;
+    if (at >= static_cast<long long>(rows) * columns) { return; }
+    const auto values = load<WIDTH>(input + at);
+    float inverse[WIDTH];
+    read_parameters(inverses + static_cast<int>(at % columns), inverse);
+#pragma unroll
+    for (int i = 0; i < WIDTH; ++i) { inverse[i] *= to_float(values.at[i]); }
+    write_vector(output + at, inverse);
+}
+
+// `rounded` (and with it `inverses`) may be null.
 extern "C" __global__ void __launch_bounds__(512) skip_layernorm_s8_f16(
-    const signed char* input, const __half* skip, const float* gamma, const float* beta, __half* output,
-    signed char* rounded, int rows, int hidden, float epsilon, float input_scale, float output_scale) {
+    const signed char* input, const float* steps, const __half* skip, const float* gamma, const float* beta,
+    __half* output, const float* inverses, signed char* rounded, int rows, int hidden, float epsilon) {
     const long long row = static_cast<long long>(blockIdx.x) * blockDim.y + threadIdx.y;
     if (row >= rows) { return; }
     const long long at = row * hidden;
     signed char* const target = rounded == nullptr ? nullptr : rounded + at;
     skip_layernorm_mixed(
-        MixedRow<__half, 8>{input + at, skip + at, input_scale}, output + at, target,
-        Norm{gamma, beta, hidden, epsilon}, output_scale);
+        MixedRow<__half, 8>{input + at, skip + at, steps}, output + at, target, inverses,
+        Norm{gamma, beta, hidden, epsilon});
 }

@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
 # All that needs a GPU and TensorRT, in one go: what is checked, then what is measured, each with a time limit.
-#   tests/gpu/record.sh OUT_DIR [PYTHON] [check|time]
+#   tests/gpu/record.sh OUT_DIR [PYTHON] [check|time|one]
 # OUT_DIR/record.txt is what was printed, with the card's name; session folders lie in OUT_DIR/sessions.
 # Wants nsys, ncu and compute-sanitizer on PATH; what is missing is said and left out.
 set -uo pipefail
-out=${1:?usage: record.sh OUT_DIR [PYTHON] [check|time]} python=${2:-python3} phase=${3:-all}
+out=${1:?usage: record.sh OUT_DIR [PYTHON] [check|time|one]} python=${2:-python3} phase=${3:-all}
 here=$(cd "$(dirname "$0")/../.." && pwd)
 mkdir -p "$out/sessions"
 export PYTHONPATH=$here${PYTHONPATH:+:$PYTHONPATH}
@@ -64,5 +64,9 @@ step rows 60 "$python" -m benchmarks.rows
 step device_log_speed 120 "$python" benchmarks/device_log.py --only gpu
 }
 
-[ "$phase" = time ] || check
-[ "$phase" = check ] || timed
+case $phase in
+    check) check ;;
+    time) timed ;;
+    one) encoder encoder ;; # the profile of one model alone
+    *) check; timed ;;
+esac

@@ -1,0 +1,276 @@
+"""What a page says of one `probe ladder`: every step's speed and accuracy, the routes side by side, and the talk's scores."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import plotly.graph_objects as go
+
+from harness.errors import ArtifactMissing, ParseError
+from harness.record import Session
+from harness.record import number as finite
+from reports import ladder_figures, schema, units
+
+TEMPLATE = "ladder.html"
+HEADERS = ("step", "route", "median", "p99", "sequences/s", "on the one before", "in total", "error", "cosine",
+           "of the roofline", "memory", "built in")  # fmt: skip
+
+LEAST_GAIN = 1.01  # a factor that is worth a word
+
+# Of the talk that the ladder follows, 1 to 5.
+SCORES = (
+    ("conversion tools (ONNX parser, Torch-TensorRT, TVM)", ("onnx", "torch", "torch-tensorrt", "tvm"), (4, 2, 2, 2)),
+    ("network API and plugins", ("plugins",), (1, 5, 4.5, 5)),
+    ("one huge engine", ("kernels",), (1, 3.5, 5, 4)),
+)
+
+
+@dataclass(frozen=True)
+class Row:
+    """A step on a route, as it is shown; `raw` is its row of result.json."""
+
+    raw: Mapping[str, Any]
+
+    def number(self, name: str) -> float | None:
+        return schema.real(finite(self.raw.get(name)))
+
+    def text(self, name: str) -> str:
+        return schema.text(self.raw.get(name))
+
+    @property
+    def rung(self) -> str:
+        return self.text("rung")
+
+    @property
+    def title(self) -> str:
+        return self.text("title")
+
+    @property
+    def route(self) -> str:
+        return self.text("route")
+
+    @property
+    def route_title(self) -> str:
+        return self.text("route_title")
+
+    @property
+    def status(self) -> str:
+        return self.text("status")
+
+    @property
+    def shown_status(self) -> str:
+        """A step that ran on the CPU in the GPU's place was checked, not measured."""
+        return "checked" if self.number("emulated_s") is not None else self.status
+
+    @property
+    def note(self) -> str:
+        return self.text("note")
+
+    @property
+    def aside(self) -> bool:
+        return self.raw.get("aside") is True
+
+    @property
+    def median_ns(self) -> float | None:
+        return schema.real(schema.mapping(self.raw.get("latency_ns")).get("median"))
+
+    @property
+    def p99_ns(self) -> float | None:
+        return schema.real(schema.mapping(self.raw.get("latency_ns")).get("p99"))
+
+    @property
+    def error(self) -> float | None:
+        return self.number("relative_l2")
+
+    @property
+    def operations(self) -> list[Mapping[str, Any]]:
+        return [one for one in self.raw.get("operations") or () if isinstance(one, Mapping)]
+
+    @property
+    def layer_errors(self) -> list[float | None]:
+        return [schema.real(finite(schema.mapping(one).get("relative_l2"))) for one in self.raw.get("layers") or ()]
+
+    @property
+    def cells(self) -> list[tuple[float | None, str]]:
+        """Value to sort by and text, for the columns after step and route."""
+        before, total, roofline = (self.number(name) for name in ("speedup_previous", "speedup_total", "roofline_pct"))
+        throughput, cosine, memory, built = (
+            self.number(name) for name in ("throughput", "cosine", "memory_bytes", "build_s")
+        )
+        return [
+            (self.median_ns, _time(self.median_ns)), (self.p99_ns, _time(self.p99_ns)), (throughput, units.count(throughput)),
+            (before, _times(before)), (total, _times(total)), (self.error, units.percent(self.error)),
+            (cosine, units.ABSENT if cosine is None else f"{cosine:.6f}"),
+            (roofline, units.ABSENT if roofline is None else f"{units.significant(roofline)} %"),
+            (memory, units.size(memory)), (built, units.seconds(built)),
+        ]  # fmt: skip
+
+    @property
+    def texts(self) -> tuple[str, ...]:
+        return (self.title, self.route_title, *(text for _, text in self.cells))
+
+
+@dataclass(frozen=True)
+class Tile:
+    """One number of the first screen."""
+
+    title: str
+    value: str
+    remark: str = ""
+
+
+@dataclass(frozen=True)
+class Score:
+    """What the talk says of a way to convert, and what was measured of it here."""
+
+    way: str
+    scores: tuple[str, ...]
+    best: str
+    step: str
+
+
+@dataclass(frozen=True)
+class View:
+    """The files of a session; `gaps` says what is missing or unreadable."""
+
+    manifest: Mapping[str, Any]
+    result: Mapping[str, Any]
+    steps: tuple[Mapping[str, Any], ...]
+    gaps: tuple[str, ...] = ()
+
+    @cached_property
+    def rows(self) -> list[Row]:
+        """Of result.json; of steps.jsonl where the run was interrupted."""
+        return [Row(row) for row in self.result.get("rungs") or self.steps if isinstance(row, Mapping)]
+
+    @property
+    def timed(self) -> list[Row]:
+        return [row for row in self.rows if row.median_ns]
+
+    @property
+    def kind(self) -> str:
+        return schema.text(self.result.get("kind")) or "bert"
+
+    @property
+    def name(self) -> str:
+        if self.kind == "fusion":
+            return "the fusion exercise"
+        model = schema.mapping(self.result.get("model"))
+        return f"BERT {schema.text(model.get('name'))}".strip()
+
+    @property
+    def problem(self) -> str:
+        batch, sequence = (schema.integer(self.result.get(name)) for name in ("batch", "sequence"))
+        return f"batch {batch}, sequence {sequence}" if batch else ""
+
+    @property
+    def on_gpu(self) -> bool:
+        return bool(schema.text(self.result.get("device")))
+
+    @property
+    def device(self) -> str:
+        return schema.text(self.result.get("device")) or "no GPU"
+
+    @property
+    def wrong(self) -> list[Row]:
+        return [row for row in self.rows if row.raw.get("verdict") == "fail"]
+
+    @property
+    def status(self) -> str:
+        if not self.result:
+            return "interrupted"
+        return "a step is wrong" if self.wrong else "measured" if self.on_gpu else "checked"
+
+    @property
+    def headline(self) -> str:
+        """What came of it in one sentence."""
+        where = ", ".join(filter(None, (self.name, self.problem)))
+        if self.wrong:
+            first = self.wrong[0]
+            return f"{where}: {first.title} ({first.route_title}) is off by {units.percent(first.error)}"
+        if self.on_gpu and self.timed:
+            best = min(self.timed, key=lambda row: row.median_ns or 0.0)
+            factor = best.number("speedup_total") or 1.0
+            gained = f", {_times(factor)} the speed of its first step" if factor > LEAST_GAIN else ""
+            return f"{where}: {_time(best.median_ns)} with {best.title} ({best.route_title}){gained}"
+        checked = [row for row in self.rows if row.error is not None]
+        return f"{where}: {units.plural(len(checked), 'step')} checked against float64; without a GPU our kernels have no time"
+
+    @property
+    def tiles(self) -> list[Tile]:
+        ours = [row for row in self.timed if row.route == "kernels"]
+        worst = max(
+            (row for row in self.rows if row.error is not None and not row.aside),
+            key=lambda r: r.error or 0,
+            default=None,
+        )
+        tiles = []
+        if self.timed:
+            best = min(self.timed, key=lambda row: row.median_ns or 0.0)
+            tiles.append(Tile("Fastest", _time(best.median_ns), f"{best.title}, {best.route_title}"))
+        if ours:
+            top = max(ours, key=lambda row: row.number("speedup_total") or 0)
+            tiles.append(
+                Tile("Whole ladder", _times(top.number("speedup_total")), f"from {ours[0].title} to {top.title}")
+            )
+        if worst is not None:
+            tiles.append(Tile("Largest error", units.percent(worst.error), f"{worst.title}, {worst.route_title}"))
+        tiles.append(Tile("Steps", units.count(len(self.rows)), self.device))
+        return tiles
+
+    @property
+    def scores(self) -> list[Score]:
+        """The talk's scoring beside the best that was measured; empty for the fusion exercise."""
+        made = []
+        for way, routes, scores in SCORES if self.kind == "bert" else ():
+            best = min(
+                (row for row in self.timed if row.route in routes), key=lambda row: row.median_ns or 0, default=None
+            )
+            texts = tuple(f"{score:g}" for score in scores)
+            made.append(
+                Score(way, texts, _time(best.median_ns) if best else "not measured here", best.title if best else "")
+            )
+        return made
+
+    @property
+    def bisected(self) -> list[Mapping[str, Any]]:
+        return [one for one in self.result.get("bisect") or () if isinstance(one, Mapping)]
+
+    @property
+    def notes(self) -> list[tuple[str, str]]:
+        """Step with route, and its note; a remark that several share is said once for each."""
+        return [(f"{row.title}, {row.route_title}", row.note) for row in self.rows if row.note]
+
+    def draw(self) -> dict[str, go.Figure]:
+        drawn = {
+            "waterfall": ladder_figures.draw_waterfall([row for row in self.timed if row.route == "kernels"]),
+            "pareto": ladder_figures.draw_pareto([row for row in self.timed if row.error]),
+            "routes": ladder_figures.draw_routes(self.timed),
+            "operations": ladder_figures.draw_operations([row for row in self.rows if row.operations]),
+            "roofline": ladder_figures.draw_roofline(self.timed, schema.mapping(self.result.get("roofs"))),
+            "errors": ladder_figures.draw_errors([row for row in self.rows if row.error]),
+            "layers": ladder_figures.draw_layers([row for row in self.rows if any(row.layer_errors)]),
+        }
+        return {name: figure for name, figure in drawn.items() if figure is not None}
+
+
+def read(session: Session) -> View:
+    """Read a session; what is missing is said in `gaps`."""
+    gaps = []
+    try:
+        result: Mapping[str, Any] = session.read_json("result.json")
+    except (ArtifactMissing, ParseError) as error:
+        result = {}
+        gaps.append(str(error))
+    return View(session.read_json("manifest.json"), result, tuple(session.steps()), tuple(gaps))
+
+
+def _time(nanoseconds: float | None) -> str:
+    return units.ABSENT if nanoseconds is None else units.seconds(nanoseconds / 1e9)
+
+
+def _times(factor: float | None) -> str:
+    return units.ABSENT if factor is None else f"{factor:.2f}x"

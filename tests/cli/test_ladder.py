@@ -1,0 +1,158 @@
+"""`probe ladder bert | fusion` from the outside, on a machine without a GPU."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+
+from harness import bert
+from harness.bert import BertConfig
+from probes import cli, laddering
+
+CONFIG = BertConfig(64, 1, 2, 128, vocab_size=50, max_position=32)
+
+
+@pytest.fixture(autouse=True)
+def no_gpu(monkeypatch):
+    monkeypatch.setattr(laddering, "device_here", lambda: None)
+    from probes import fusion_laddering
+
+    monkeypatch.setattr(fusion_laddering, "device_here", lambda: None)
+
+
+def run(tmp_path, *words, kind="bert"):
+    code = cli.run(["ladder", kind, *words, "--out", str(tmp_path / "s")])
+    return code, json.loads((tmp_path / "s" / "result.json").read_text())
+
+
+@pytest.fixture
+def text(tmp_path):
+    """Ids of three sentences of different lengths."""
+    lengths = np.array([9, 4, 12])
+    mask = (np.arange(12)[None, :] < lengths[:, None]).astype(np.int64)
+    path = tmp_path / "text.npz"
+    ids = np.random.default_rng(0).integers(0, 50, mask.shape)
+    np.savez(path, input_ids=ids, token_type_ids=np.zeros_like(mask), attention_mask=mask)
+    return path
+
+
+@pytest.fixture
+def model(tmp_path):
+    path = tmp_path / "model.onnx"
+    weights = {name: 5 * array if array.ndim == 2 else array for name, array in bert.random_weights(CONFIG).items()}
+    return bert.save(bert.build_onnx(CONFIG, weights), path)
+
+
+def test_without_a_gpu_results_are_checked_and_no_time_of_ours_is_made_up(tmp_path, capsys):
+    code, result = run(tmp_path, "--config", "tiny", "--seq", "16", "--steps", "fp32,fp16,gelu,int8-attention")
+    assert code == 0
+    ours = [row for row in result["rungs"] if row["route"] == "kernels"]
+    assert [row["rung"] for row in ours] == ["fp32", "fp16", "gelu", "int8-attention"]
+    for row in ours:
+        assert row["latency_ns"] == {"median": None, "p99": None}
+        assert row["speedup_previous"] is row["speedup_total"] is row["roofline_pct"] is None
+        assert row["emulated_s"] > 0
+        assert 0 < row["relative_l2"] <= row["bound"]
+        assert row["cosine"] > 0.99
+        assert row["memory_bytes"] == row["weight_bytes"] + row["activation_bytes"]
+    assert ours[0]["relative_l2"] < 1e-5 < ours[1]["relative_l2"]
+    onnx = [row for row in result["rungs"] if row["route"] == "onnx"]
+    assert [row["rung"] for row in onnx] == ["fp32", "fp16"]
+    assert all(row["latency_ns"]["median"] > 0 and row["throughput"] > 0 for row in onnx)
+    shown = capsys.readouterr().out
+    assert "our kernels" in shown
+    assert (tmp_path / "s" / "report.html").is_file()
+
+
+def test_the_users_weights_and_text(tmp_path, model, text):
+    code, result = run(tmp_path, "--weights", str(model), "--inputs", str(text), "--routes", "kernels",
+                       "--steps", "fp32,varlen,int8,int8-attention", "--method", "entropy")  # fmt: skip
+    assert code == 0
+    assert (result["batch"], result["sequence"], result["tokens"]) == (3, 12, 25)
+    assert result["model"]["heads"] == 2
+    assert result["calibration"] == {"method": "entropy", "real": True}
+    rows = {row["rung"]: row for row in result["rungs"]}
+    assert rows["varlen"]["flops"] < 0.8 * rows["fp32"]["flops"] + 1
+    assert rows["int8"]["weight_bytes"] < 0.6 * rows["fp32"]["weight_bytes"]
+    assert len(rows["int8"]["layers"]) == 1
+
+
+def test_what_is_not_installed_is_said_once_for_each_route(tmp_path, capsys):
+    code, result = run(tmp_path, "--config", "tiny", "--routes", "plugins,frameworks")
+    missing = [row for row in result["rungs"] if row["status"] == "not installed"]
+    assert code in (0, 125)
+    assert len({row["route"] for row in missing}) == len(missing)
+    for row in missing:
+        assert row["note"]
+        assert row["title"] in capsys.readouterr().out or row["route_title"]
+
+
+def test_bisect_names_who_is_to_blame(tmp_path, model, text):
+    code, result = run(tmp_path, "--weights", str(model), "--inputs", str(text), "--routes", "kernels",
+                       "--steps", "fp16,int8", "--bisect", "--tolerance", "1e-3")  # fmt: skip
+    assert code == 0
+    found = {one["precision"]: one for one in result["bisect"]}
+    if "fp16" in found:
+        assert (tmp_path / "s" / found["fp16"]["note"]).is_file()
+    assert found["int8"]["culprits"] == []
+    assert "not to int8" in found["int8"]["note"]
+    assert "What is to blame" in (tmp_path / "s" / "report.html").read_text()
+
+
+def test_a_wrong_result_is_exit_code_one(tmp_path, monkeypatch):
+    from probes import ladder_routes
+
+    honest = ladder_routes.emulate
+
+    def emulate(made, feeds):
+        done = honest(made, feeds)
+        for name, array in done.arrays.items():
+            if name.startswith("layer.0") and array.ndim > 1:
+                array[...] = np.float16(1.5)
+        return done
+
+    monkeypatch.setattr(ladder_routes, "emulate", emulate)
+    config = tmp_path / "config.json"
+    sizes = {"hidden_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 128, "vocab_size": 50,
+             "max_position_embeddings": 32, "type_vocab_size": 2, "layer_norm_eps": 1e-12}  # fmt: skip
+    config.write_text(json.dumps(sizes))
+    code, result = run(tmp_path, "--config", str(config), "--seq", "8", "--routes", "kernels", "--steps", "fp16")
+    assert code == 1
+    assert result["rungs"][0]["verdict"] == "fail"
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["--steps", "fp8"], "no step 'fp8'"), (["--routes", "x"], "no route 'x'"), (["--config", "huge"], "no BERT preset"),
+        (["--seq", "513", "--config", "tiny"], "512"),
+    ],
+)  # fmt: skip
+def test_usage(tmp_path, capsys, words, says):
+    assert cli.run(["ladder", "bert", *words, "--out", str(tmp_path / "s")]) == 2
+    assert says in capsys.readouterr().err
+    assert not (tmp_path / "s").exists()
+
+
+def test_inputs_that_are_no_text_are_refused(tmp_path, capsys, text):
+    held = dict(np.load(text))
+    for name, change in {"ids": {"input_ids": held["input_ids"] + 50_000}, "mask": {"attention_mask": held["attention_mask"][:, ::-1]},
+                         "shape": {"input_ids": held["input_ids"][:2]}}.items():  # fmt: skip
+        path = tmp_path / f"{name}.npz"
+        np.savez(path, **{**held, **change})
+        assert cli.run(["ladder", "bert", "--config", "tiny", "--inputs", str(path), "--out", str(tmp_path / "s")]) == 2
+        assert f"{name}.npz" in capsys.readouterr().err
+
+
+def test_the_fusion_exercise(tmp_path, capsys):
+    code, result = run(tmp_path, kind="fusion")
+    assert code == 0
+    assert [(row["rung"], row["launches"]) for row in result["rungs"]] == [
+        ("5 kernels", 5), ("3 kernels", 3), ("3 kernels, 2 streams", 3), ("1 kernel", 1),
+    ]  # fmt: skip
+    assert all(row["worst_roundings"] < 4.5 for row in result["rungs"])
+    assert "checked against float64" in capsys.readouterr().out
+    page = (tmp_path / "s" / "report.html").read_text()
+    assert "the fusion exercise" in page

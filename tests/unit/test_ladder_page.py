@@ -1,0 +1,194 @@
+"""The ladder's steps as data, how a result is judged, and what the page says of it."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+
+import fake_gpu
+import ladder_session
+import numpy as np
+import pytest
+
+from harness import cublaslt, launch
+from harness.bert_plan import PlanOptions
+from harness.compile import Built
+from harness.errors import UsageError
+from harness.launch import Call
+from harness.record import Session
+from probes import kernel_benching, laddering, rungs
+from probes.kernel_benching import Roofs
+from probes.rungs import RUNGS
+from reports import ladder, ladder_figures, page
+
+
+def test_every_step_is_a_plan_and_builds_on_those_before():
+    made = {rung.name: PlanOptions(lengths=(3,), **rungs.options_of(rung)) for rung in RUNGS}
+    assert (made["fp32"].precision, made["fp32"].merged, made["fp32"].fused_norm) == ("fp32", False, False)
+    assert (made["fusion"].precision, made["fusion"].merged, made["fusion"].fused_gelu) == ("fp16", True, False)
+    assert (made["graph"].precision, made["graph"].int8_attention, made["graph"].packed) == ("int8", True, True)
+    assert not made["int8"].int4  # a side step is not built upon
+    assert (made["graph-fp16"].precision, made["graph-fp16"].int8_attention) == ("fp16", False)
+
+
+def test_steps_and_routes_are_chosen_by_name_in_the_order_of_the_ladder():
+    assert [rung.name for rung in rungs.choose(("int8", "fp32"))] == ["fp32", "int8"]
+    assert rungs.choose(()) == RUNGS
+    assert rungs.choose_routes(("onnx", "kernels")) == ("kernels", "onnx")
+    with pytest.raises(UsageError, match="no step 'fp8'"):
+        rungs.choose(("fp8",))
+    with pytest.raises(UsageError, match="no route 'java'"):
+        rungs.choose_routes(("java",))
+
+
+def test_what_needs_training_has_no_bound():
+    assert {rung.name for rung in RUNGS if rungs.bound_of(rung) is None} == {"sparse", "int4"}
+
+
+def test_accuracy_looks_at_tokens_alone():
+    rng = np.random.default_rng(0)
+    expected, valid = rng.normal(size=(2, 4, 8)), np.array([[1, 1, 0, 0], [1, 1, 1, 1]], bool)
+    got = np.where(valid[..., None], expected * 1.01, np.nan)
+    found = laddering.accuracy(np.nan_to_num(got, nan=9.9), expected, valid)
+    assert found["relative_l2"] == pytest.approx(0.01)
+    assert found["cosine"] == pytest.approx(1.0)
+    assert found["embedding_cosine"] == pytest.approx(1.0)
+    got[0, 0, 0] = np.inf
+    assert laddering.accuracy(got, expected, valid)["relative_l2"] == float("inf")
+
+
+def test_a_side_step_is_not_what_the_next_is_compared_with():
+    def row(median, aside):
+        return {"latency_ns": {"median": median}, "aside": aside}
+
+    before = [row(100.0, False), row(50.0, False), row(80.0, True), row(None, False)]
+    assert laddering._speedups(25.0, before) == {"speedup_previous": 2.0, "speedup_total": 4.0}
+    assert laddering._speedups(None, before) == {"speedup_previous": None, "speedup_total": None}
+    assert laddering._speedups(25.0, []) == {"speedup_previous": None, "speedup_total": 1.0}
+
+
+# On a stand-in for the GPU: everything but the numbers
+
+
+@pytest.fixture
+def card(tmp_path, monkeypatch):
+    """Launches and products do nothing: outputs stay poison."""
+    gpu = fake_gpu.FakeGpu(fake_gpu.compile_driver(tmp_path))
+
+    class Nothing:
+        def __init__(self, device, step, *rest, tune=False):
+            self.shown = self.entry = getattr(step, "entry", "gemm")
+
+        def bind(self, *addresses, **named):
+            call = lambda stream: None  # noqa: E731
+            return call if named else Call(self.entry, "", contextlib.nullcontext(), call)
+
+    monkeypatch.setattr(launch, "build", lambda unit, compiler: Built(b"image", "", False))
+    monkeypatch.setattr(launch, "_Kernel", Nothing)
+    monkeypatch.setattr(cublaslt, "Matmul", Nothing)
+    monkeypatch.setattr(laddering, "device_here", lambda: gpu.device)
+    peaks = {"fp16": 7e14, "int8": 1.2e15, "fp32": 6e13}
+    monkeypatch.setattr(kernel_benching, "measure_roofs", lambda *_: Roofs(3e12, peaks))
+    return gpu
+
+
+def test_on_a_gpu_every_step_has_times_operations_and_a_share_of_the_roofline(card, tmp_path):
+    asked = laddering.Settings("tiny", batch=3, sequence=16, lengths="uniform", routes=("kernels",),
+                               steps=("fp32", "gelu", "varlen", "sparse", "int8", "graph"), seconds=0.001,
+                               out=tmp_path / "s")  # fmt: skip
+    made = laddering.climb(asked)
+    ours = [row for row in made.document["rungs"] if row["route"] == "kernels"]
+    assert [row["rung"] for row in ours] == ["fp32", "gelu", "varlen", "sparse", "int8", "graph"]
+    assert all(row["verdict"] == "fail" for row in ours if row["bound"])  # poison is not a result
+    assert made.exit_code == 1
+    for row in ours:
+        if row["rung"] == "sparse":
+            assert row["latency_ns"]["median"] is None
+            continue
+        assert row["latency_ns"]["median"] > 0
+        assert row["latency_ns"]["p99"] >= row["latency_ns"]["median"]
+        assert row["roofline_pct"] == pytest.approx(100 * row["bound_ns"] / row["latency_ns"]["median"])
+        assert {one["operation"] for one in row["operations"]} > {"attention", "FC1 product"}
+        assert len(row["layers"]) == 2
+    times = [row["latency_ns"]["median"] for row in ours if not row["aside"]]
+    assert ours[-1]["speedup_previous"] == pytest.approx(times[-2] / times[-1])
+    assert ours[-1]["speedup_total"] == pytest.approx(times[0] / times[-1])
+    # packed, int8 steps ask for less
+    flops = {row["rung"]: row["flops"] for row in ours}
+    assert flops["varlen"] < 0.75 * flops["gelu"]
+    assert (made.session.folder / "report.html").is_file()
+
+
+# The page
+
+
+@pytest.fixture
+def view(tmp_path):
+    return ladder.read(ladder_session.make(tmp_path / "s"))
+
+
+def test_the_headline_names_the_fastest_step_and_the_whole_ladder(view):
+    assert view.headline == (
+        "BERT base, batch 32, sequence 128: 700 µs with CUDA graph (our kernels), 20.14x the speed of its first step"
+    )
+
+
+def test_all_figures_are_drawn_from_what_was_measured(view):
+    drawn = view.draw()
+    assert set(drawn) == {"waterfall", "pareto", "routes", "operations", "roofline", "errors", "layers"}
+    assert len(drawn["waterfall"].data[0].y) == len(ladder_session.TIMES_US)  # the sparse step has no time
+    assert {trace.name for trace in drawn["routes"].data} == {"our kernels", "PyTorch", "ONNX"}
+
+
+def test_the_front_holds_what_nothing_beats_in_both(view):
+    rows = [row for row in view.timed if row.error]
+    front = ladder_figures.pareto(rows)
+    assert front
+    for row in front:
+        assert not any(other.median_ns < row.median_ns and other.error < row.error for other in rows)
+    for row in rows:
+        assert any(better.median_ns <= row.median_ns and better.error <= row.error for better in front)
+
+
+def test_the_talks_scores_stand_beside_the_best_of_each_way(view):
+    best = {score.way.partition(" ")[0]: score.best for score in view.scores}
+    assert best == {"conversion": "2.21 ms", "network": "not measured here", "one": "700 µs"}
+    assert [score.scores for score in view.scores] == [
+        ("4", "2", "2", "2"),
+        ("1", "5", "4.5", "5"),
+        ("1", "3.5", "5", "4"),
+    ]
+
+
+def test_a_wrong_step_comes_first(tmp_path):
+    session = ladder_session.make(tmp_path / "s")
+    result = session.read_json("result.json")
+    result["rungs"][2] |= {"verdict": "fail", "relative_l2": float("inf")}
+    session.write_json("result.json", result)
+    view = ladder.read(session)
+    assert "FP16 (our kernels) is off by not finite" in view.headline
+    assert 'class="outcome fail"' in page.render(session)
+
+
+def test_an_interrupted_run_shows_the_steps_that_were_taken(tmp_path):
+    session = ladder_session.make(tmp_path / "s")
+    for row in session.read_json("result.json")["rungs"][:3]:
+        session.append_step(row)
+    (session.folder / "result.json").unlink()
+    view = ladder.read(session)
+    assert [row.rung for row in view.rows] == ["fp32", "tf32", "fp16"]
+    assert view.status == "interrupted"
+    assert "result.json does not exist" in page.render(session)
+
+
+def test_names_of_strangers_are_text(tmp_path):
+    hostile = "<script>window.hacked = 1</script>"
+    text = page.render(ladder_session.make(tmp_path / "s", hostile))
+    assert hostile not in text
+    assert "&lt;script&gt;window.hacked" in text
+
+
+def test_the_page_is_the_same_for_the_same_session(tmp_path):
+    session = ladder_session.make(tmp_path / "s")
+    assert page.render(Session.open(session.folder)) == page.render(session)
+    assert json.loads((session.folder / "result.json").read_text())["kind"] == "bert"
