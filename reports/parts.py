@@ -229,14 +229,26 @@ def _findings(part: Part, artifact: Artifact) -> None:
     times = findings["count"].fillna(1) if "count" in findings else pd.Series(1, index=findings.index)
     part.tiles.append(Tile("Findings", units.count(int(times.sum())), units.plural(len(findings), "row")))
     part.sheets.append(
-        _sheet(part, "findings", "Findings", findings.dropna(axis="columns", how="all"), "finding", None)
+        _sheet(part, "findings", "Findings", _found(findings).dropna(axis="columns", how="all"), "finding", None)
     )
     first = findings.iloc[0]
     where = [f"in {units.shorten(str(first['kernel']), 60)}" if _given(first, "kernel") else ""]
     where.append(f"at {first['file']}:{first['line']}" if _given(first, "file") and _given(first, "line") else "")
     same = int(times[findings["kind"] == first["kind"]].sum()) if _given(first, "kind") else 1
     what = str(first["kind"]) if _given(first, "kind") else str(first.get("message", "a record"))
-    part.say(0, " ".join(filter(None, (f"{units.count(same)} × {units.shorten(units.visible(what), 80)}", *where))))
+    headline = " ".join(filter(None, (f"{units.count(same)} × {units.shorten(units.visible(what), 80)}", *where)))
+    part.say(0, headline, _launched_by(first))
+
+
+def _launched_by(finding: pd.Series[Any]) -> str:
+    """The place that reports an error is not the place that is wrong: which layer made the launch."""
+    layer = str(finding["layer"]) if _given(finding, "layer") else ""
+    nodes = (
+        [str(node) for node in finding["onnx_nodes"]] if "onnx_nodes" in finding and len(finding["onnx_nodes"]) else []
+    )
+    told = [f"layer {units.shorten(layer, 100)}"] if layer else []
+    told += [f"ONNX {'node' if len(nodes) == 1 else 'nodes'} {units.shorten(', '.join(nodes), 100)}"] if nodes else []
+    return f"Launched by {', '.join(told)}" if told else ""
 
 
 def _found(findings: pd.DataFrame) -> pd.DataFrame:

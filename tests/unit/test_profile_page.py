@@ -17,7 +17,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from harness.errors import ParseError, UsageError
-from reports import hotspots, icicle, profile_page, sheets
+from reports import hotspots, icicle, parts, profile_page, sheets
 from reports.artifact import Artifact
 from reports.collect import Collection, collect
 from reports.columns import validate
@@ -276,3 +276,15 @@ def test_numbers_carry_the_unit_of_their_column(name, value, text):
 )  # fmt: skip
 def test_home_folders_lose_their_name(given, public):
     assert sheets.public(given) == public
+
+
+def test_a_finding_ends_at_the_layer_that_launched_it():
+    rows = pd.DataFrame({"kind": ["Invalid __global__ read"], "kernel": ["fmha"], "layer": ["/layer.1/context"],
+                         "onnx_nodes": [("/layer.1/context",)], "file": ["utils.h"], "line": [989]})  # fmt: skip
+    artifact = Artifact(
+        Path("memcheck.xml"), "sanitizer-xml", "compute-sanitizer", None, {"findings": validate("findings", rows)}
+    )
+    part = parts.make(artifact, "p")
+    assert part.headline == "1 × Invalid __global__ read in fmha at utils.h:989"
+    assert part.detail == "Launched by layer /layer.1/context, ONNX node /layer.1/context"
+    assert [column.title for column in part.sheets[0].columns][:5] == ["Kind", "Kernel", "Where", "Layer", "ONNX nodes"]
