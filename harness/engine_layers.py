@@ -64,7 +64,7 @@ def attribute(layers: Sequence[LayerFact], makers: Mapping[str, str]) -> list[st
 
 def makers_of(model: Model) -> dict[str, str]:
     """ONNX tensor -> key of the node that makes it; what If, Loop and Scan make inside belongs to them."""
-    made = {}
+    made: dict[str, str] = {}
     for node in model.nodes:
         inner = (output for body in subgraphs(node.proto) for one in walk(body) for output in one.output)
         made |= {output: node.key for output in (*inner, *node.proto.output) if output}

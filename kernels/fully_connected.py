@@ -156,7 +156,9 @@ def bound(case: FullyConnected, arrays: Arrays, expected: Arrays) -> Arrays:
     if case.activation != "none":
         x = sums + bias
         if case.dtype != "int8" and case.activation == "tanh":
-            error = error + FUSED_ROUNDINGS[case.dtype] * numbers.rounding(np.maximum(np.abs(x), np.abs(sums)), case.dtype)
+            error = error + FUSED_ROUNDINGS[case.dtype] * numbers.rounding(
+                np.maximum(np.abs(x), np.abs(sums)), case.dtype
+            )
         error = 1.13 * error + gelu.activation_bound(x, np.abs(sums) + np.abs(bias), gelu.apply(x, case.activation))
     return {"output": rounded(error / (case.output_scale if case.out == "int8" else 1.0), expected["output"], case.out)}
 

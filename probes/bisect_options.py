@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import dataclasses
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
+from click.core import ParameterSource
 
 from harness.errors import UsageError
 
@@ -15,10 +17,24 @@ if TYPE_CHECKING:
     from probes.statement_settings import StatementSettings
 
 # Spelt out here so that `probe --help` need not load the libraries behind them; a test holds them together.
-FAULTS = ("precision", "finite", "compare", "build", "check", "sanitizer", "nan", "mismatch")
+FAULTS = (
+    "precision",
+    "finite",
+    "compare",
+    "build",
+    "check",
+    "crash",
+    "fusion",
+    "route",
+    "sanitizer",
+    "nan",
+    "mismatch",
+)
 STATEMENT_FAULTS = ("sanitizer", "nan", "mismatch", "check")
 SOURCES = (".cu", ".cuh")
 PRECISIONS = ("fp16", "bf16")
+ENGINE_PRECISIONS = ("fp32", "tf32", "fp16", "bf16")
+ENGINE_FAULTS = ("crash", "fusion", "route")
 
 FILE = click.Path(dir_okay=False, path_type=Path)
 FOLDER = click.Path(file_okay=False, path_type=Path)
@@ -61,19 +77,44 @@ class Range(click.ParamType):  # type: ignore[type-arg]
         return low, high
 
 
+class Replacement(click.ParamType):  # type: ignore[type-arg]
+    """OP=FILE.onnx."""
+
+    name = "OP=FILE.onnx"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[str, Path]:
+        if isinstance(value, tuple):
+            return value
+        op, equals, path = str(value).partition("=")
+        if not (op and equals and path):
+            self.fail(f"{value!r}: expected an operator and a model, such as CustomOp=subgraph.onnx", param, ctx)
+        return op, Path(path)
+
+
 _OPTIONS = (
     click.argument("model", type=FILE, required=False),
     click.option("--fault", type=click.Choice(FAULTS),
                  help="Of a model: precision (default): which nodes must stay in FP32; finite: which make NaN or Inf; compare:"
-                 " which differ from --good; build: which break the build; check: which fail your own --check. Of a .cu:"
+                 " which differ from --good; build: which break the build; check: which fail your own --check; crash: which plugins"
+                 " or nodes crash, hang or compute wrongly; fusion: which tensors must be materialised; route: which switch"
+                 " of the builder. Of a .cu:"
                  " sanitizer (default): what the checks of the emulation find; nan: which make NaN or Inf; mismatch: what"
                  " --expect is not; check."),
-    click.option("--precision", type=click.Choice(PRECISIONS), default="fp16", show_default=True,
-                 help="What tensors are lowered to."),
+    click.option("--precision", type=click.Choice(ENGINE_PRECISIONS), default="fp16", show_default=True,
+                 help="What tensors are lowered to; of the engine (default fp32) for --fault crash, fusion and route."),
     click.option("--tolerance", type=click.FloatRange(min=0), default=1e-2, show_default=True,
                  help="Relative L2 error that every output may have."),
     click.option("--good", type=FILE, metavar="OTHER.onnx", help="The model that is right (--fault compare)."),
-    click.option("--backend", type=click.Choice(["trt-rtx", "trt"]), help="The builder (--fault build)."),
+    click.option("--backend", type=click.Choice(["trt-rtx", "trt"]),
+                 help="The builder. With --fault precision or finite each evaluation is an engine, not an emulation."),
+    click.option("--objective", type=click.Choice(["nodes", "time"]), default="nodes", show_default=True,
+                 help="What the set kept in FP32 should cost little of: nodes, or measured milliseconds (--backend)."),
+    click.option("--level", type=click.IntRange(0, 5), help="The builder's optimisation level (--backend)."),
+    click.option("--plugin", "plugins", type=FILE, multiple=True, metavar="LIBRARY.so", help="A library of TensorRT plugins; repeatable."),
+    click.option("--replace", type=Replacement(), multiple=True, help="A model that computes what a plugin does (--fault crash); repeatable."),
+    click.option("--memory", type=click.FloatRange(min=0, min_open=True), metavar="GIB", help="Of the host for one engine; more is out of memory (--backend)."),
+    click.option("--sanitize", type=click.Choice(["memcheck", "racecheck", "initcheck", "synccheck"]),
+                 help="Run every engine under compute-sanitizer; a finding is a failure (--backend)."),
     click.option("--check", metavar="'CMD {model}'", help="Your command, {model} or {source} in it: 0 good, 125 skip, any other code bad (--fault check)."),
     click.option("--reduce", is_flag=True, help="Find the smallest failing sub-model (--fault build or check) or kernel instead."),
     click.option("--entry", metavar="NAME", help="The kernel of a .cu; not needed where it has one only."),
@@ -114,7 +155,6 @@ def to_settings(values: dict[str, Any]) -> Settings | StatementSettings:
 
 
 def _of_model(values: dict[str, Any]) -> Settings:
-    from harness.precision import Precision
     from probes.settings import Settings
 
     values = _without(values, _SOURCE_ONLY, "a CUDA source", "probe bisect FILE.cu")
@@ -128,29 +168,42 @@ def _of_model(values: dict[str, Any]) -> Settings:
         raise UsageError(
             "--jobs and --dask exclude each other", hint="leave --jobs out: the cluster's workers are used"
         )
-    return Settings(**{**values, "precision": Precision(values["precision"])})
+    return Settings(**{**values, **_precisions(values["fault"], values["precision"])})
+
+
+def _precisions(fault: str, given: str) -> dict[str, Any]:
+    """Of an engine whose fault is not about lowering, only what was asked for."""
+    from harness.precision import Precision
+
+    if fault in ENGINE_FAULTS:
+        context = click.get_current_context(silent=True)
+        source = context.get_parameter_source("precision") if context is not None else None
+        asked = source is click.core.ParameterSource.COMMANDLINE
+        return {"precision": Precision.FP16, "engine_precision": given if asked else "fp32"}
+    if given not in PRECISIONS:
+        raise UsageError(f"--fault {fault} lowers to {' or '.join(PRECISIONS)}, not to {given}")
+    return {"precision": Precision(given)}
 
 
 def _of_source(values: dict[str, Any]) -> StatementSettings:
     from probes.print_options import extent
     from probes.statement_settings import StatementSettings
 
-    values = _without(values, _MODEL_ONLY, "a model", "probe bisect MODEL.onnx")
+    known = {entry.name for entry in dataclasses.fields(StatementSettings)} | {"model"}
+    values = _without(values, values.keys() - known, "a model", "probe bisect MODEL.onnx")
     implied = "check" if values["check"] else "mismatch" if values["expect"] else "sanitizer"
     sizes = {name: extent(name, values[name]) if values[name] else None for name in ("grid", "block")}
     return StatementSettings(source=values.pop("model"), **{**values, **sizes, "fault": values["fault"] or implied})
 
 
-def _without(values: dict[str, Any], names: Mapping[str, str], of: str, hint: str) -> dict[str, Any]:
+def _without(values: dict[str, Any], names: Collection[str], of: str, hint: str) -> dict[str, Any]:
     """The values less those of the other kind of target, of which none may have been given."""
     context = click.get_current_context(silent=True)
-    for name, option in names.items():
-        if context is not None and context.get_parameter_source(name) is click.core.ParameterSource.COMMANDLINE:
-            raise UsageError(f"{option} is for {of}, not for {values['model'].name}", hint=hint)
+    for option in context.command.params if context is not None else ():
+        given = context is not None and context.get_parameter_source(option.name or "") is ParameterSource.COMMANDLINE
+        if option.name in names and given:
+            raise UsageError(f"{option.opts[0]} is for {of}, not for {values['model'].name}", hint=hint)
     return {name: value for name, value in values.items() if name not in names}
 
 
-_SOURCE_ONLY = {name: f"--{name}" for name in ("entry", "grid", "block", "args", "expect")} | {"shared": "--smem"}
-_MODEL_ONLY = {
-    name: f"--{name}" for name in ("precision", "good", "backend", "inputs", "samples", "seed", "dask", "threads")
-} | {"shapes": "--shape", "bounds": "--range", "keep_scope": "--keep-scope"}
+_SOURCE_ONLY = ("entry", "grid", "block", "args", "expect", "shared")

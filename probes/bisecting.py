@@ -39,7 +39,9 @@ def start(settings: Settings | StatementSettings, out: Path | None, tell: Tell) 
     session = Session.create("bisect", out)
     samples_of.save_samples(feeds, session.raw)
     session.write_json("raw/settings.json", {**settings.to_json(), "model": str(settings.model.absolute()),
-                                             "good": str(settings.good.absolute()) if settings.good else None})  # fmt: skip
+                                             "good": str(settings.good.absolute()) if settings.good else None,
+                                             "plugins": [str(path.absolute()) for path in settings.plugins],
+                                             "replace": [[op, str(path.absolute())] for op, path in settings.replace]})  # fmt: skip
     session.write_json("manifest.json", _manifest(settings, model, feeds, notes))
     return _run(settings, model, session, tell)
 

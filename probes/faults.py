@@ -21,7 +21,7 @@ from harness.record import Answer, Outcome, Session
 from harness.runtime import RunFailed, Runner
 from harness.tracing import Origin, suspects, trace_nonfinite
 from harness.workers import Recipe
-from probes import verdicts
+from probes import trt_faults, verdicts
 from probes.candidates import Candidate, by_scope, from_nodes
 from probes.question import AnswerQuestion, MakeRepair, Question, Repair
 from probes.recipes import Built, Checked, LeftAsIs, Lowered, Swapped, cannot_run
@@ -31,6 +31,8 @@ from probes.settings import Settings
 
 def pose(settings: Settings, model: Model, samples: tuple[Path, ...], session: Session) -> Question:
     """The question that a fault asks."""
+    if settings.tries_engines:
+        return trt_faults.pose(settings, model, samples, session)
     makers = {"precision": _precision, "finite": _finite, "compare": _compare, "build": _build, "check": _check}
     return makers[settings.fault](settings, model, samples, session)
 

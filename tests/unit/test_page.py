@@ -162,7 +162,7 @@ def test_errors_of_the_manifest(tmp_path):
     with pytest.raises(ArtifactMissing, match="manifest"):
         page.render(session)
     session.write_json("manifest.json", {"verb": "knit"})
-    with pytest.raises(UsageError, match="verb: expected one of bisect, .*got 'knit'"):
+    with pytest.raises(UsageError, match=r"verb: expected one of bisect, .*got 'knit'"):
         page.render(session)
     (tmp_path / "manifest.json").write_text("{", encoding="utf-8")
     with pytest.raises(ParseError, match="manifest"):

@@ -1,0 +1,373 @@
+"""`probe bisect --backend`: engines that are built and run, of a stand-in for TensorRT; builds by TensorRT-RTX for real."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper
+from small_models import make_proto, planted_chain
+
+from probes import cli, trt_faults
+
+FAKE = Path(__file__).parent.parent / "fakes" / "trt_backend.py"
+RTX = any(importlib.util.find_spec(name) for name in ("tensorrt_rtx", "tensorrt_rtx_bindings"))
+needs_rtx = pytest.mark.skipif(not RTX, reason="TensorRT-RTX is not installed: pip install 'probe-trt[trt-rtx]'")
+CULPRITS = ["/layer.4/up", "/layer.4/down"]
+F = TensorProto.FLOAT
+
+
+class Backend:
+    """The stand-in: what is wrong with it, and how many engines it built."""
+
+    def __init__(self, folder: Path) -> None:
+        self.file, self.log = folder / "fake.json", folder / "builds.log"
+        self.says()
+
+    def says(self, **values) -> None:
+        self.file.write_text(json.dumps({"log": str(self.log), **values}))
+
+    @property
+    def builds(self) -> int:
+        return self.log.read_text().count("build") if self.log.exists() else 0
+
+
+@pytest.fixture
+def backend(tmp_path, monkeypatch) -> Backend:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    made = Backend(tmp_path)
+    monkeypatch.setenv("FAKE_TRT", str(made.file))
+    monkeypatch.setattr(trt_faults, "WORKER", (sys.executable, str(FAKE)))
+    onnx.save(planted_chain(), "chain.onnx")
+    return made
+
+
+def bisect(*words, out="run") -> tuple[int, dict]:
+    code = cli.run(["bisect", *map(str, words), "--backend", "trt", "--out", out])
+    file = Path(out) / "result.json"
+    return code, json.loads(file.read_text()) if file.exists() else {}
+
+
+def rows(path) -> list[dict]:
+    return [json.loads(line) for line in Path(path).read_text().splitlines()]
+
+
+# precision
+
+
+def test_a_planted_overflow_is_found_and_certified_in_as_many_builds_as_it_has_culprits_and_three(backend):
+    code, result = bisect("chain.onnx")
+    assert (code, result["culprits"], result["certified_minimal"]) == (1, CULPRITS, True)
+    assert backend.builds == 5, "nothing lowered, all lowered, all but the suspects, and one for each of them"
+    assert result["repro_command"] == "probe bisect chain.onnx --backend trt"
+
+
+@pytest.mark.slow
+def test_what_is_handed_over_builds_the_same_engine(backend):
+    _, result = bisect("chain.onnx", "--level", 2)
+    mixed = onnx.load(Path("run") / result["model_out"])
+    onnx.checker.check_model(mixed, full_check=True)
+    (command,) = (note for note in result["notes"] if note.startswith("trtexec"))
+    assert "--fp16 --builderOptimizationLevel=2 --precisionConstraints=obey" in command
+    layers = command.partition("--layerPrecisions=")[2].partition(" ")[0]
+    assert "/layer.4/up:fp32" in layers
+    assert "repro.py can" in command, "the broadcast beside it has no name that trtexec takes"
+    compile(script := (Path("run") / "repro.py").read_text(), "repro.py", "exec")
+    assert str(Path.cwd()) not in script
+
+
+@pytest.mark.slow
+def test_the_second_search_takes_every_engine_from_the_cache(backend):
+    backend.says(seconds=0.2)
+    _, first = bisect("chain.onnx")
+    builds = backend.builds
+    _, second = bisect("chain.onnx", out="again")
+    assert backend.builds == builds
+    assert second["culprits"] == first["culprits"]
+    assert all(row["cached"] for row in rows("again/raw/trials/trials.jsonl"))
+    _, tighter = bisect("chain.onnx", "--tolerance", 0.02, out="other")
+    assert backend.builds == builds, "a tolerance judges outputs: it builds nothing"
+    assert tighter["culprits"] == CULPRITS
+
+
+@pytest.mark.slow
+def test_other_inputs_take_the_engines_and_infer_again(backend):
+    bisect("chain.onnx")
+    builds = backend.builds
+    _, result = bisect("chain.onnx", "--seed", 7, out="again")
+    assert backend.builds == builds
+    assert result["culprits"] == CULPRITS
+    assert not any(row["cached"] for row in rows("again/raw/trials/trials.jsonl"))
+
+
+@pytest.mark.slow
+def test_a_builder_that_is_worse_than_the_emulation_is_found_out(backend):
+    backend.says(lowered={"/layer.9/gain": "wrong"})
+    code, result = bisect("chain.onnx")
+    assert (code, result["culprits"]) == (1, [*CULPRITS, "/layer.9/gain"])
+    assert result["certified_minimal"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("what", ["segv", "cuda", "memory", "build", "hang"])
+def test_an_engine_that_fails_is_unresolved_and_loses_no_evaluation(backend, what):
+    backend.says(lowered={"/layer.2/gain": what})
+    code, result = bisect("chain.onnx", "--timeout", 6 if what == "hang" else 60)
+    assert result["culprits"] == CULPRITS
+    assert result["undecided"] == ["/layer.2/gain"]
+    assert not result["certified_minimal"]
+    assert code == 1
+    steps = rows("run/steps.jsonl")
+    failed = [row for row in steps if row["outcome"] == "unresolved"]
+    assert failed
+    assert all(row["signature"] for row in failed)
+
+
+@pytest.mark.slow
+def test_finite_is_asked_of_engines(backend):
+    backend.says(lowered={"/layer.7/gain": "nan"})
+    code, result = bisect("chain.onnx", "--fault", "finite")
+    assert (code, result["culprits"]) == (1, [*CULPRITS, "/layer.7/gain"])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("gpus", [1, 2])
+def test_any_number_of_workers_and_gpus_gives_the_same(backend, gpus):
+    backend.says(gpus=gpus)
+    _, result = bisect("chain.onnx", "--jobs", 2)
+    assert result["culprits"] == CULPRITS
+
+
+@pytest.mark.slow
+def test_a_strongly_typed_network_has_its_casts_rewritten(backend):
+    backend.says(strong=True, version="11.2.0")
+    _, result = bisect("chain.onnx")
+    assert result["culprits"] == CULPRITS
+    (command,) = (note for note in result["notes"] if note.startswith("trtexec"))
+    assert "--onnx=chain.mixed.onnx" in command
+    assert "layerPrecisions" not in command
+
+
+@pytest.mark.slow
+def test_an_fp32_engine_that_is_wrong_is_told_as_such(backend, capsys):
+    backend.says(present={"/layer.0/bias": "wrong"})
+    code, _ = bisect("chain.onnx")
+    assert code == 125
+    assert "--fault crash, fusion or route" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_the_time_objective_keeps_what_is_cheap(backend):
+    backend.says(timed=["/layer.4/up", "/layer.4/down", "/layer.3/gain"])
+    _, result = bisect("chain.onnx", "--objective", "time")
+    assert result["culprits"] == CULPRITS
+    assert any("ms more than in FP16" in note for note in result["notes"])
+    page = (Path("run") / "report.html").read_text()
+    assert "Latency against error" in page
+
+
+@pytest.mark.slow
+def test_a_search_that_was_killed_goes_on_and_builds_nothing_twice(backend, tmp_path):
+    backend.says(seconds=0.5)
+    code = f"import sys; from probes import cli, trt_faults; trt_faults.WORKER = (sys.executable, {str(FAKE)!r});" \
+           " sys.exit(cli.run(sys.argv[1:]))"  # fmt: skip
+    argv = [sys.executable, "-c", code, "bisect", "chain.onnx", "--backend", "trt", "--out", "run"]
+    running = subprocess.Popen(argv, env={**os.environ, "PYTHONPATH": str(FAKE.parents[2])}, start_new_session=True)
+    deadline = time.monotonic() + 60
+    while backend.builds < 3 and time.monotonic() < deadline:
+        time.sleep(0.02)
+    os.kill(running.pid, signal.SIGKILL)
+    running.wait()
+    assert backend.builds >= 3, "it was killed before it had built anything"
+    assert cli.run(["bisect", "--resume", "run"]) == 1
+    result = json.loads(Path("run/result.json").read_text())
+    assert result["culprits"] == CULPRITS
+    assert backend.builds == 5, "what was being built as it was killed was waited for, and taken"
+
+
+@pytest.mark.slow
+def test_a_model_with_plugins_is_suspected_by_two_engines_whose_tensors_are_outputs(backend):
+    chain = planted_chain(8, (4,))
+    chain.graph.node[-1].output[0] = "z"
+    chain.graph.node.append(helper.make_node("CustomGeluPluginDynamic", ["z"], ["y"], name="/gelu", type_id=1))
+    onnx.save(chain, "gelu.onnx")
+    code, result = bisect("gelu.onnx")
+    assert (code, result["culprits"], result["certified_minimal"]) == (1, CULPRITS, True)
+    assert any(note.startswith("measured on two engines") for note in result["notes"])
+    assert backend.builds == 7, "the two, and five as for any other model"
+
+
+# crash
+
+
+def plugins_model(path, kinds=("CustomGeluPluginDynamic",) * 3) -> None:
+    """x [2, 1, 8, 1, 1] through plugins with a bias between them."""
+    nodes, last = [], "x"
+    for number, kind in enumerate(kinds):
+        nodes.append(helper.make_node("Add", [last, "b"], [f"/layer.{number}/sum"], name=f"/layer.{number}/Add"))
+        nodes.append(
+            helper.make_node(
+                kind, [f"/layer.{number}/sum"], [f"/layer.{number}/out"], name=f"/layer.{number}/plugin", type_id=1
+            )
+        )
+        last = f"/layer.{number}/out"
+    nodes.append(helper.make_node("Neg", [last], ["y"], name="/neg"))
+    onnx.save(make_proto(nodes, [("x", F, [2, 1, 8, 1, 1])], [("y", F, [2, 1, 8, 1, 1])], {"b": np.float32(0.1)}), path)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("what", ["segv", "cuda", "hang", "wrong", "nan", "build", "memory"])
+def test_a_plugin_that_fails_in_some_layers_is_named(backend, what):
+    plugins_model("plugins.onnx")
+    backend.says(present={"/layer.1/plugin": what})
+    code, result = bisect("plugins.onnx", "--fault", "crash", "--timeout", 5 if what == "hang" else 60)
+    assert (code, result["culprits"], result["certified_minimal"]) == (1, ["/layer.1/plugin"], True)
+    assert any("the plugin is wrong, not the network" in note for note in result["notes"])
+    replaced = onnx.load(Path("run") / result["model_out"])
+    assert [node.op_type for node in replaced.graph.node].count("CustomGeluPluginDynamic") == 2
+    signature = result["signatures"].get("/layer.1/plugin", "")
+    assert {"segv": "signal 11", "cuda": "CUDA_ERROR_ILLEGAL_ADDRESS", "hang": "timeout"}.get(what, "") in signature
+
+
+@pytest.mark.slow
+def test_a_network_that_is_wrong_without_its_plugins_is_not_blamed_on_them(backend, capsys):
+    plugins_model("plugins.onnx")
+    backend.says(present={"/neg": "cuda"})
+    code, _ = bisect("plugins.onnx", "--fault", "crash")
+    assert code == 125
+    assert "the network is wrong, not the plugins" in capsys.readouterr().err
+
+
+def test_a_plugin_that_nothing_is_known_of_needs_a_replacement(backend, capsys):
+    plugins_model("plugins.onnx", ["MyPlugin"])
+    assert bisect("plugins.onnx", "--fault", "crash")[0] == 2
+    assert "--replace MyPlugin=SUBGRAPH.onnx" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_a_user_s_own_replacement_is_used(backend):
+    plugins_model("plugins.onnx", ["MyPlugin"] * 2)
+    tanh = helper.make_node("Tanh", ["a"], ["c"], name="tanh")
+    onnx.save(make_proto([tanh], [("a", F, None)], [("c", F)], {}), "tanh.onnx")
+    backend.says(present={"/layer.0/plugin": "segv", "/layer.1/plugin": "segv"})
+    _, result = bisect("plugins.onnx", "--fault", "crash", "--replace", "MyPlugin=tanh.onnx")
+    assert result["culprits"] == ["/layer.0/plugin", "/layer.1/plugin"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("what", ["segv", "build"])
+def test_a_node_that_crashes_in_a_model_without_plugins_is_named(backend, what):
+    backend.says(present={"/layer.5/bias": what})
+    _, result = bisect("chain.onnx", "--fault", "crash")
+    assert result["culprits"] == ["/layer.5/bias"]
+    assert len(onnx.load(Path("run") / result["model_out"]).graph.node) == 1
+
+
+# fusion and route
+
+
+@pytest.mark.slow
+def test_the_fewest_tensors_to_materialise_are_found(backend):
+    backend.says(fused={"/layer.3/bias:out": "wrong", "/layer.8/gain:out": "nan"}, features=["debug_tensors"])
+    code, result = bisect("chain.onnx", "--fault", "fusion")
+    assert (code, result["culprits"]) == (1, ["/layer.3/bias", "/layer.8/gain"])
+    assert result["certified_minimal"]
+    marked = onnx.load(Path("run") / result["model_out"])
+    assert {value.name for value in marked.graph.output} == {"y", "/layer.3/bias:out", "/layer.8/gain:out"}
+    assert any("debug tensors cures it as well" in note for note in result["notes"])
+
+
+ROUTES = json.dumps({"tuner_options": [{"option": "-fuse", "allowed_values": "[on|off]", "default_value": "on"}]})
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "default, flag",
+    [(["level", "2", "wrong"], "--builderOptimizationLevel=2"), (["tactic", "CUDNN", "segv"], "--tacticSources=-CUDNN"),
+     (["route", "-fuse=off", "nan"], "--setBuildRoute='-fuse=off'")],
+)  # fmt: skip
+def test_the_switch_that_cures_is_a_one_line_workaround(backend, default, flag):
+    backend.says(default=[default], routes=ROUTES)
+    code, result = bisect("chain.onnx", "--fault", "route")
+    assert (code, result["culprits"], result["certified_minimal"]) == (1, [flag], True)
+    assert f"workaround: {flag}" in result["notes"]
+
+
+@pytest.mark.slow
+def test_switches_that_cure_only_together_are_found(backend):
+    backend.says(default=[["level", "1", "wrong"], ["tactic", "CUBLAS", "segv"]])
+    code, result = bisect("chain.onnx", "--fault", "route")
+    assert code == 1
+    assert "--tacticSources=-CUBLAS" in result["culprits"]
+    assert len(result["culprits"]) == 2
+
+
+@pytest.mark.slow
+def test_no_switch_cures(backend):
+    backend.says(present={"/layer.0/bias": "wrong"})
+    code, result = bisect("chain.onnx", "--fault", "route")
+    assert (code, result["status"]) == (125, "undecided")
+
+
+# What is refused, and TensorRT-RTX for real
+
+
+@pytest.mark.parametrize(
+    "words, said",
+    [(["--fault", "crash", "--precision", "bf16", "--objective", "time"], "--objective time belongs to"),
+     (["--fault", "precision", "--replace", "A=b.onnx"], "--replace belongs to --fault crash"),
+     (["--fault", "precision", "--precision", "tf32"], "lowers to fp16 or bf16, not to tf32")],
+)  # fmt: skip
+def test_options_that_do_not_go_together_are_refused(backend, capsys, words, said):
+    assert bisect("chain.onnx", *words)[0] == 2
+    assert said in " ".join(capsys.readouterr().err.split())
+
+
+def test_options_of_engines_need_a_backend(backend, capsys):
+    assert cli.run(["bisect", "chain.onnx", "--objective", "time"]) == 2
+    assert cli.run(["bisect", "chain.onnx", "--fault", "route"]) == 2
+    assert "--backend" in capsys.readouterr().err
+
+
+@pytest.mark.trt_rtx
+@needs_rtx
+def test_real_builds_need_no_gpu_where_nothing_is_run(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    onnx.save(planted_chain(4, (1,)), "chain.onnx")
+    code = cli.run(["bisect", "chain.onnx", "--fault", "route", "--backend", "trt-rtx", "--out", "run"])
+    assert code == 0
+    result = json.loads(Path("run/result.json").read_text())
+    (note,) = (note for note in result["notes"] if "engines built" in note)
+    assert note.startswith("engines built: 1")
+    assert "only built" in note
+    capsys.readouterr()
+    assert cli.run(["bisect", "chain.onnx", "--backend", "trt-rtx"]) == 2
+    assert "does not run here" in " ".join(capsys.readouterr().err.split())
+
+
+@pytest.mark.slow
+@pytest.mark.trt_rtx
+@needs_rtx
+def test_nodes_that_the_real_builder_and_its_parser_refuse_are_both_found(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    size = 4096  # more than the builder's largest K
+    nodes = [helper.make_node("Tanh", ["x"], ["a"], name="tanh"), helper.make_node("Bernoulli", ["a"], ["b"], name="draw"),
+             helper.make_node("Add", ["b", "x"], ["c"], name="add"), helper.make_node("TopK", ["c", "k"], ["d", "order"], name="sort"),
+             helper.make_node("Neg", ["d"], ["y"], name="neg")]  # fmt: skip
+    onnx.save(make_proto(nodes, [("x", F, [2, size])], [("y", F, [2, size])], {"k": np.array([size])}), "m.onnx")
+    code = cli.run(["bisect", "m.onnx", "--fault", "crash", "--backend", "trt-rtx", "--range", "0:1", "--out", "run"])
+    result = json.loads(Path("run/result.json").read_text())
+    assert (code, result["culprits"], result["certified_minimal"]) == (1, ["draw", "sort"], True)
+    assert result["signatures"]["draw"] != result["signatures"]["sort"]

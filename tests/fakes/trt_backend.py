@@ -1,0 +1,144 @@
+"""A TensorRT that is none: the process of one trial, with ONNX Runtime for inference and the emulation for FP16.
+
+`trt_backend.py TRIAL.json RESULT.json`. The file that FAKE_TRT names says in JSON what is wrong with this "TensorRT":
+gpus, version, strong, seconds (of a build), log (a line for each build), and what befalls a trial:
+lowered {node: what} where a node is not held in FP32, present {node: what} where it is in the model, fused {tensor: what}
+unless it is materialised, default [kind, value, what] unless that switch is set. What: segv, hang, cuda, memory, build,
+wrong, nan.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+from onnx import TensorProto, helper
+
+from harness import model as models
+from harness.emulate import Emulation, lowerable
+from harness.engine_layers import LayerFact
+from harness.inputs import load_samples
+from harness.precision import Precision
+from harness.runtime import Runner
+from probes import trt_plugins
+from probes.trt_trial import OUTPUTS, PLAN, Trial
+
+ASKED = json.loads(Path(os.environ["FAKE_TRT"]).read_text())
+
+
+def main() -> int:
+    trial, result = Trial.from_json(json.loads(Path(sys.argv[1]).read_text())), Path(sys.argv[2])
+    said: dict = {"stage": "load", "ok": False}
+
+    def tell(**news) -> None:
+        said.update(news)
+        result.write_text(json.dumps(said))
+
+    tell()
+    if trial.survey:
+        tell(stage="done", ok=True, facts=survey(trial))
+        return 0
+    told = befalls(trial)
+    if trial.plan is None:
+        tell(stage="build")
+        with Path(ASKED["log"]).open("a") as log:
+            log.write("build\n")
+        time.sleep(ASKED.get("seconds", 0))
+        if "build" in told:
+            tell(error="BuildFailed", message="10: Could not find any implementation for node")
+            return 125
+        (result.parent / PLAN).write_bytes(b"plan")
+        tell(facts={"build_s": ASKED.get("seconds", 0.0), "version": "8.6.1"})
+    tell(stage="infer")
+    for what in told:
+        if what == "segv":
+            os.kill(os.getpid(), signal.SIGSEGV)
+        if what == "hang":
+            time.sleep(600)
+        if what == "cuda":
+            tell(
+                error="LaunchFailed", message="f.py:1: cuStreamSynchronize() returned CUDA_ERROR_ILLEGAL_ADDRESS (700)"
+            )
+            return 125
+        if what == "memory":
+            tell(error="MemoryError", message="out of memory on the host")
+            return 125
+    names = []
+    for number, outputs in enumerate(infer(trial)):
+        if "wrong" in told:
+            outputs = {name: array * 1.5 for name, array in outputs.items()}
+        if "nan" in told:
+            outputs = {name: array * np.nan for name, array in outputs.items()}
+        path = result.parent / OUTPUTS.format(number)
+        np.savez(path, allow_pickle=False, **outputs)
+        names.append(path.name)
+    held = len(trial.options.layer_precisions)
+    times = [(name, 2e3 if held and name in trial.options.layer_precisions else 1e3) for name in ASKED.get("timed", [])]
+    tell(stage="done", ok=True, outputs=names, latency_ns=1e6 + 1e4 * held, layers=times, information="")
+    return 0
+
+
+def befalls(trial: Trial) -> list[str]:
+    options = trial.options
+    held = set(options.layer_precisions)
+    lowers = options.precision in ("fp16", "bf16")
+    known = {node.key for node in models.load(trial.source).nodes}
+    told = [what for name, what in ASKED.get("lowered", {}).items() if lowers and name not in held]
+    told += [what for name, what in ASKED.get("present", {}).items() if name in known]
+    marked = {*options.outputs, *options.debug_tensors}
+    told += [what for name, what in ASKED.get("fused", {}).items() if name not in marked]
+    for kind, value, what in ASKED.get("default", []):
+        cured = {
+            "level": options.optimisation_level is not None and options.optimisation_level <= int(value or 0)
+            if kind == "level"
+            else False,
+            "tactic": f"-{value}" in (options.tactic_sources or ()),
+            "route": value in (options.build_route or "").split(),
+        }
+        told += [] if cured[kind] else [what]
+    return told
+
+
+def infer(trial: Trial) -> list[dict]:
+    """Plugins by standard operators, FP16 by the emulation; marked tensors are outputs."""
+    model = models.load(trial.source)
+    held = set(trial.options.layer_precisions)
+    free = {node.key for node in model.nodes} - held
+    plugins = [node.index for node in model.nodes if trt_plugins.is_plugin(node.proto)]
+    proto = trt_plugins.replaced(model, plugins)
+    names = [*model.outputs, *trial.options.outputs]
+    for name in trial.options.outputs:
+        proto.graph.output.append(helper.make_tensor_value_info(name, TensorProto.FLOAT, None))
+    whole = models.from_proto(proto, trial.source) if plugins or trial.options.outputs else model
+    feeds = load_samples(trial.samples)
+    if trial.options.precision != "fp16":
+        runner = Runner(whole.proto, model.weights | whole.weights)
+        return [dict(zip(names, runner.run(one), strict=True)) for one in feeds]
+    whole.weights.update(model.weights)
+    emulation = Emulation(whole, Precision.FP16)
+    lowered = [i for i in lowerable(whole, Precision.FP16) if whole.nodes[i].key in free]
+    return [dict(zip(names, emulation.run(one, lowered), strict=True)) for one in feeds]
+
+
+def survey(trial: Trial) -> dict:
+    """A layer for each node, with a broadcast before it that has no name of its own."""
+    version = ASKED.get("version", "8.6.1")
+    layers = []
+    for node in models.load(trial.source).nodes:
+        shuffle = f"(Unnamed Layer* {node.index}) [Shuffle]"
+        layers.append(LayerFact(shuffle, "SHUFFLE", (), (), (f"{shuffle}_output",)).__dict__)
+        reads = (*node.proto.input, f"{shuffle}_output")
+        layers.append(LayerFact(node.key, node.op_type.upper(), (), reads, tuple(node.proto.output)).__dict__)
+    network = {"version": version, "strongly_typed": ASKED.get("strong", False), "features": ASKED.get("features", []),
+               "layers": layers, "tactic_sources": ["CUBLAS", "CUDNN"], "routes": ASKED.get("routes", "")}  # fmt: skip
+    facts = {"backend": str(trial.options.backend), "version": version, "gpu": "none"}
+    return {"facts": facts, "gpus": ASKED.get("gpus", 1), "runs": True, "network": network}
+
+
+if __name__ == "__main__":
+    sys.exit(main())
