@@ -183,7 +183,8 @@ def _toolchain(checked: bool) -> str:
     files = [path for path in sorted(HEADERS.iterdir()) if path.is_file()]
     with tempfile.TemporaryDirectory(prefix="probe-build-") as folder:
         version = _run((_compiler(), "--version"), Path(folder)).stdout.read_text(encoding="utf-8", errors="replace")
-    return _digest(version, repr(_flags(checked)), *(path.read_text(encoding="utf-8") for path in files))
+    # Where the headers lie is in the debug information, by which their lines are told from the user's.
+    return _digest(version, str(HEADERS), repr(_flags(checked)), *(path.read_text(encoding="utf-8") for path in files))
 
 
 def _run(argv: Sequence[str], folder: Path, stem: str = "compiler") -> ToolRun:
