@@ -56,7 +56,7 @@ def built(encoder):
 def reference(encoder):
     pytest.importorskip("onnxruntime")
     with engine.build(encoder, BuildOptions(backend="ort-cpu")).runner() as runner:
-        return lambda feeds: runner.infer(feeds)[bert.OUTPUT]
+        yield lambda feeds: runner.infer(feeds)[bert.OUTPUT]  # not returned: the runner must stay open
 
 
 def error(got, want):
