@@ -122,12 +122,14 @@ def read(path: Path) -> Source:
     try:
         text = path.read_bytes()
     except OSError as error:
-        raise ParseError(path, "file", "a CUDA source", error.strerror or str(error)) from error
+        raise ParseError(path, "file", "a CUDA source", error.strerror or str(error),
+                         hint="give the path of a .cu file") from error  # fmt: skip
     if b"\0" in text:
         raise ParseError(path, "content", "a CUDA source", "a binary file")
     source = parse(text, path.name)
     if not source.functions:
-        raise ParseError(path, "content", "a CUDA source with a __global__ function", "no function at all")
+        raise ParseError(path, "content", "a CUDA source with a __global__ function", "no function at all",
+                         hint="give the file that holds the kernel")  # fmt: skip
     return source
 
 

@@ -248,7 +248,7 @@ def _steps(steps: Iterable[Mapping[str, Any]]) -> Iterable[Any]:
 
 def _report_line(session: Session) -> Iterable[str]:
     page = session.folder / "report.html"
-    yield f"report: {page}" if page.is_file() else f"nothing to draw a report of; the logs are in {session.raw}"
+    yield f"report: {page}" if page.is_file() else f"nothing to draw a report of; the logs are in {session.folder}"
 
 
 @probe.command()

@@ -89,7 +89,7 @@ def sessions(text: str) -> list[Path]:
     named = [Path(text)] if Path(text).exists() or "," not in text else [Path(part) for part in text.split(",") if part]
     for path in named:
         if not path.exists():
-            raise UsageError(f"{path} does not exist")
+            raise UsageError(f"{path} does not exist", hint="check the path, and the folder that this is typed in")
     return [session for path in named for session in _inside(path)]
 
 

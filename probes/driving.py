@@ -24,6 +24,7 @@ from harness.errors import (
 )
 from harness.record import SCHEMA_VERSION, Session
 from harness.tools import Recorded
+from reports import sheets
 
 Tell = Callable[[str], None]
 LEAST_BYTES = 64 * 1024 * 1024  # free on the disk, below which it is said before a tool runs into it
@@ -51,7 +52,7 @@ class Step:
         known = {"name": self.name, "status": self.status, "version": self.version or None, "duration_s": round(self.duration_s, 3),
                  "artifacts": [path.name for path in self.artifacts], "program_exit_code": self.program_code,
                  "command": list(self.command), "notes": list(self.notes)}  # fmt: skip
-        return {**known, **({"error": self.error, "hint": self.hint} if self.error else {})}
+        return {**known, **({"error": sheets.public(self.error), "hint": self.hint} if self.error else {})}
 
 
 @dataclass

@@ -32,7 +32,11 @@ def search_session(
     """Answer the question that `make` poses, and write down what came of it, also when it is cut short."""
     began = time.monotonic()
     tell("looking at what is bisected")
-    question = make()
+    try:
+        question = make()
+    except KeyboardInterrupt:
+        raise SearchStopped("interrupted before the first evaluation", None, interrupted=True,
+                            hint=f"probe bisect --resume {session.folder}") from None  # fmt: skip
     journal = Journal(session)
     report = Report(session, question, journal, asked, edges, began)
     try:

@@ -15,19 +15,11 @@ from harness.errors import ArtifactMissing, ParseError
 from harness.record import Outcome, Session
 from reports import figures, schema, units
 from reports.schema import Candidate, Step, Trial
+from reports.tiles import Tile
 
 TEMPLATE = "bisect.html"
 TRIALS = "raw/trials/trials.jsonl"  # of searches that build engines
 NOUNS = {"route": "setting", "fusion": "tensor"}
-
-
-@dataclass(frozen=True)
-class Tile:
-    """One number of the first screen."""
-
-    title: str
-    value: str
-    remark: str = ""
 
 
 @dataclass(frozen=True)

@@ -36,7 +36,7 @@ def collect(paths: Sequence[Path], tell: Tell = lambda _: None) -> Collection:
     left_out: list[str] = []
     for path in paths:
         if not path.exists():
-            raise UsageError(f"{path} does not exist")
+            raise UsageError(f"{path} does not exist", hint="check the path, and the folder that this is typed in")
         if path.is_dir():
             artifacts += _folder(path, left_out, tell)
         else:

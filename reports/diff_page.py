@@ -11,9 +11,9 @@ import pandas as pd
 
 from reports import page, sheets
 from reports.comparison import SLOWER
-from reports.parts import Tile
 from reports.repetitions import LEVELS
 from reports.sheets import Sheet
+from reports.tiles import Tile
 
 TEMPLATE = "diff.html"
 _COLUMNS = {

@@ -13,6 +13,7 @@ from harness.errors import ArtifactMissing, ParseError
 from harness.record import Session
 from harness.record import number as finite
 from reports import ladder_figures, schema, units
+from reports.tiles import Tile
 
 TEMPLATE = "ladder.html"
 HEADERS = ("step", "route", "median", "p99", "sequences/s", "on the one before", "in total", "error", "cosine",
@@ -111,15 +112,6 @@ class Row:
     @property
     def texts(self) -> tuple[str, ...]:
         return (self.title, self.route_title, *(text for _, text in self.cells))
-
-
-@dataclass(frozen=True)
-class Tile:
-    """One number of the first screen."""
-
-    title: str
-    value: str
-    remark: str = ""
 
 
 @dataclass(frozen=True)

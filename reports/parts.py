@@ -13,6 +13,7 @@ from reports import hotspots, icicle, profile_figures, sheets, sweep, timeline, 
 from reports.artifact import Artifact
 from reports.icicle import Icicle
 from reports.sheets import Sheet
+from reports.tiles import Tile
 from reports.timeline import Timeline
 
 _DRAWN_ELSEWHERE = {
@@ -24,15 +25,6 @@ _NOUNS = {"layers": "layer", "findings": "finding", "device_log": "line", "steps
 _TITLES = {"ncu_rules": "What ncu advises", "ncu_texts": "Metrics that are texts", "ncu_extremes": "Extremes"}
 _BARS = ("total_ns", "duration_ns", "count")
 _NEVER = ("environment", "host", "user")  # words of fields that name a machine or a person
-
-
-@dataclass(frozen=True)
-class Tile:
-    """One number of the first screen."""
-
-    title: str
-    value: str
-    remark: str = ""
 
 
 @dataclass

@@ -12,6 +12,7 @@ import plotly.graph_objects as go
 from harness.errors import ArtifactMissing, ParseError
 from harness.record import Session
 from reports import schema, units
+from reports.tiles import Tile
 
 TEMPLATE = "printed.html"
 MOST_ROWS = 5000  # of the table on the page
@@ -47,15 +48,6 @@ class Line:
     text: str = ""
     values: tuple[str, ...] = ()
     more: int = 0
-
-
-@dataclass(frozen=True)
-class Tile:
-    """One number of the first screen."""
-
-    title: str
-    value: str
-    remark: str = ""
 
 
 @dataclass(frozen=True)
