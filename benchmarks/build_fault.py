@@ -24,18 +24,19 @@ from onnx import TensorProto, helper, numpy_helper
 from rich.console import Console
 from rich.table import Table
 
-from harness import building, process
-from harness.model import Model, load
+from harness import process
+from harness.engines import building
+from harness.models.model import Model, load
+from harness.models.submodel import TensorFact, extract, observe, save
 from harness.record import Answer, Command, Outcome
-from harness.submodel import TensorFact, extract, observe, save
-from probes.search import drive, smallest_kept
+from probes.bisecting.search import drive, smallest_kept
 
 ROOT = Path(__file__).resolve().parents[1]
 WIDTH, RANK, BLOCKS = 4096, 8, 24
 TIMEOUT_S = 60.0
 # The checker, counting its calls: MODEL RESULT TALLY.
 CHECKER = (
-    "import sys; from harness.build_worker import main; open(sys.argv[3], 'a').write('.');"
+    "import sys; from harness.engines.build_worker import main; open(sys.argv[3], 'a').write('.');"
     " sys.exit(main([*sys.argv[1:3], '--backend', 'trt-rtx']))"
 )
 FAULTS: dict[str, tuple[str, str]] = {  # what is planted early and late in the model

@@ -26,10 +26,14 @@ from rich.console import Console
 from rich.table import Table
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-from harness import device as gpu
-from harness import device_log, device_printf, gpu_log, launch, traced
-from harness.compile import Unit, build
-from harness.device import Device, Event
+from harness.cuda import device as gpu
+from harness.cuda import launch
+from harness.cuda.compile import Unit, build
+from harness.cuda.device import Device, Event
+from harness.device_log import gpu as gpu_log
+from harness.device_log import layout as device_log
+from harness.device_log import printf as device_printf
+from harness.device_log import traced
 from harness.errors import UsageError
 from kernels.plan import Launch, Pointer
 

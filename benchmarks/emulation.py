@@ -27,14 +27,14 @@ from rich.table import Table
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from examples import models as zoo
-from harness import model as models
-from harness.emulate import Emulation, Sample
-from harness.model import Model, mark_as_held
-from harness.precision import Lowering, Precision
-from harness.runtime import RunFailed, Runner, share_threads
-from probes import verdicts
-from probes.search import smallest_kept
-from probes.verdicts import relative_l2
+from harness.models import model as models
+from harness.models.emulate import Emulation, Sample
+from harness.models.model import Model, mark_as_held
+from harness.models.precision import Lowering, Precision
+from harness.models.runtime import RunFailed, Runner, share_threads
+from probes.bisecting import verdicts
+from probes.bisecting.search import smallest_kept
+from probes.bisecting.verdicts import relative_l2
 
 NAMES = ("ppocr-det", "ppocr-rec", "minilm")
 

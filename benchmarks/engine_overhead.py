@@ -23,14 +23,16 @@ import numpy as np
 import pandas as pd
 from rich.console import Console
 
-from harness import bert, engine, measuring, process, ranges
+from harness import engine, process, ranges
+from harness.bert import model as bert
 from harness.engine import BuildOptions, Engine, RunOptions
-from harness.engine_ort import OrtRunner
-from harness.engine_runner import Runner
-from harness.engine_trt_run import TrtRunner
+from harness.engines import measuring
+from harness.engines.ort import OrtRunner
+from harness.engines.runner import Runner
+from harness.engines.trt_run import TrtRunner
 from harness.record import Command
-from probes import inferring, measuring_models
-from probes.inferring import Spec
+from probes.targets import inferring, measuring_models
+from probes.targets.inferring import Spec
 from reports.readers import nsys
 
 OPTIONS = ("-t", "cuda,nvtx", "-s", "none", "--cpuctxsw=none", "--export=sqlite", "--force-overwrite=true")

@@ -15,9 +15,9 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
-from harness.compile import ARCH
+from harness.cuda.compile import ARCH
+from harness.cuda.resources import Resources, resources
 from harness.errors import BuildFailed
-from harness.resources import Resources, resources
 from kernels.manifest import SPECS
 from kernels.plan import Launch
 

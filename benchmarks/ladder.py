@@ -24,11 +24,16 @@ from typing import Any
 
 import numpy as np
 
-from harness import bert, bert_plan, bert_reference, bert_torch, calibration, optional
-from harness import device as gpu
-from harness.bert import BertConfig
-from harness.bert_plan import PlanOptions
-from harness.bert_run import OnGpu, time_calls
+from harness import optional
+from harness.bert import calibration
+from harness.bert import model as bert
+from harness.bert import plan as bert_plan
+from harness.bert import reference as bert_reference
+from harness.bert import torch_peer as bert_torch
+from harness.bert.model import BertConfig
+from harness.bert.plan import PlanOptions
+from harness.bert.run import OnGpu, time_calls
+from harness.cuda import device as gpu
 from harness.errors import ProbeError, UsageError
 from kernels.attention import uniform_lengths
 
@@ -212,7 +217,7 @@ def ratios(rows: list[dict[str, Any]]) -> Iterator[str]:
 
 def climb(folder: Path, routes: tuple[str, ...]) -> None:
     """The ladder of BERT-base with lengths of 0.2 to 1.0, a line a step."""
-    from probes import laddering
+    from probes.laddering import running as laddering
     from reports import ladder
 
     began = time.monotonic()

@@ -17,10 +17,11 @@ from typing import Any
 
 import numpy as np
 
-from harness import device as gpu
-from harness import launch, ranges, timing
-from harness.cublaslt import describe
-from harness.device import Device
+from harness import ranges
+from harness.cuda import device as gpu
+from harness.cuda import launch, timing
+from harness.cuda.cublaslt import describe
+from harness.cuda.device import Device
 from harness.errors import ProbeError
 from kernels.plan import Gemm, Launch, Pointer
 

@@ -19,9 +19,9 @@ from rich.console import Console
 from rich.table import Table
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-from harness import bert
-from harness import model as models
-from harness.emulate import Emulation
+from harness.bert import model as bert
+from harness.models import model as models
+from harness.models.emulate import Emulation
 
 GB = 1e9
 
@@ -77,7 +77,7 @@ def main() -> None:
 
 def write(path: Path, config_name: str) -> None:
     """Random weights, stored as external data beside the model."""
-    from harness import submodel
+    from harness.models import submodel
 
     path.parent.mkdir(parents=True, exist_ok=True)
     config = bert.BertConfig.preset(config_name)

@@ -30,11 +30,11 @@ from rich.table import Table
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from examples import faults
 from examples import models as zoo
-from harness import model as models
-from harness.emulate import Emulation
-from harness.model import Model
-from probes import candidates as candidates_of
-from probes import search, verdicts
+from harness.models import model as models
+from harness.models.emulate import Emulation
+from harness.models.model import Model
+from probes.bisecting import candidates as candidates_of
+from probes.bisecting import search, verdicts
 
 PLANTED = {"silero-vad-16k": 2, "minilm": 1, "ppocr-cls": 2}  # how many overflows
 NATURAL = ("magika", "ppocr-det", "ppocr-rec")

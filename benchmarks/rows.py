@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
-from harness import device, timing
+from harness.cuda import device, timing
 from kernels import skip_layernorm
 from kernels.parts import ceil_div
 from kernels.plan import Launch

@@ -21,7 +21,7 @@ from rich.console import Console
 from rich.table import Table
 
 from harness.record import Answer, Outcome
-from probes.search import Found, Query, drive, smallest_kept
+from probes.bisecting.search import Found, Query, drive, smallest_kept
 
 N = 1000
 HAS_PICIRE = importlib.util.find_spec("picire") is not None  # without it the ddmin column stays empty

@@ -18,9 +18,9 @@ from typing import Any
 
 from examples import long_kernel
 from harness.record import Outcome, Session
-from probes import statement_bisecting as bisecting
-from probes.search import drive
-from probes.statement_settings import StatementSettings
+from probes.bisecting.search import drive
+from probes.bisecting.statements import running as bisecting
+from probes.bisecting.statements.settings import StatementSettings
 
 KINDS = ("nan", "sanitizer")
 

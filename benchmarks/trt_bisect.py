@@ -33,11 +33,13 @@ from onnx import helper, numpy_helper
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from examples import faults
-from harness import bert, engine, model, optional, runtime
-from harness.engine_options import BuildOptions
-from probes.trt_recipes import profiles
-from probes.trt_trial import Bench, Trial
-from probes.verdicts import relative_l2
+from harness import engine, optional
+from harness.bert import model as bert
+from harness.engines.options import BuildOptions
+from harness.models import model, runtime
+from probes.bisecting.engines.recipes import profiles
+from probes.bisecting.engines.trial import Bench, Trial
+from probes.bisecting.verdicts import relative_l2
 
 ROOT = Path(__file__).resolve().parents[1]
 TOLERANCE = 1e-2

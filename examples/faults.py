@@ -34,12 +34,12 @@ from onnx import TensorProto, helper, numpy_helper
 if not __package__:  # run as a script: the checkout is not on the path
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from harness.emulate import Emulation, lowerable
 from harness.errors import ProbeError, UsageError
-from harness.model import Model, load, reads, walk
-from harness.precision import Precision
-from harness.runtime import Feeds, Runner, check_feeds
-from harness.submodel import save
+from harness.models.emulate import Emulation, lowerable
+from harness.models.model import Model, load, reads, walk
+from harness.models.precision import Precision
+from harness.models.runtime import Feeds, Runner, check_feeds
+from harness.models.submodel import save
 
 FP16_MAX = 65504.0
 SAME = 1e-5  # relative L2 up to which two FP32 results count as equal

@@ -82,7 +82,7 @@ def write(kind: str, path: Path, *, lines: int = 200, faults: int = 2, seed: int
 
 def _expect(path: Path, culprits: list[int]) -> None:
     """What y holds after the kernel without the planted lines, which the emulation computes."""
-    from harness import emulated
+    from harness.emulation import run as emulated
     from kernels.plan import Launch, Pointer
 
     right = path.with_suffix(".right.cu")

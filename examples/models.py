@@ -19,11 +19,12 @@ if not __package__:  # run as a script: the checkout is not on the path
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from examples import inputs
-from harness import bert, process
+from harness import process
+from harness.bert import model as bert
 from harness.errors import ArtifactMissing, ParseError, ProbeError, ToolFailed, ToolMissing, ToolTimeout, UsageError
-from harness.model import load
+from harness.models.model import load
+from harness.models.runtime import Runner
 from harness.record import Command
-from harness.runtime import Runner
 
 DOWNLOAD_TIMEOUT_S = 900.0
 Download = Callable[["Package", Path], None]

@@ -10,14 +10,17 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from harness import engine_api, engine_ort, engine_trt, optional
-from harness.device import get
-from harness.engine_device import present
-from harness.engine_options import BACKENDS, BuildOptions, Source, Tell, build_key
-from harness.engine_ort import OrtRunner
-from harness.engine_runner import Runner, RunOptions
-from harness.engine_trt import MODULES, header
-from harness.engine_trt_run import TrtRunner, check_header
+from harness import optional
+from harness.cuda.device import get
+from harness.engines import api as engine_api
+from harness.engines import ort as engine_ort
+from harness.engines import trt as engine_trt
+from harness.engines.device import present
+from harness.engines.options import BACKENDS, BuildOptions, Source, Tell, build_key
+from harness.engines.ort import OrtRunner
+from harness.engines.runner import Runner, RunOptions
+from harness.engines.trt import MODULES, header
+from harness.engines.trt_run import TrtRunner, check_header
 from harness.errors import DependencyMissing, UsageError
 
 __all__ = ["Backend", "BuildOptions", "Engine", "RunOptions", "backends", "build", "choose", "facts", "key", "load"]

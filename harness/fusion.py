@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 
-from harness import device as gpu
-from harness import emulated, timing
-from harness.launch import itemsizes_of, prepare
+from harness.cuda import device as gpu
+from harness.cuda import timing
+from harness.cuda.launch import itemsizes_of, prepare
+from harness.emulation import run as emulated
 from kernels.fusion import Level
 
 

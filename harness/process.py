@@ -7,6 +7,7 @@ import os
 import shlex
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -16,6 +17,17 @@ from harness.record import Command, ToolRun
 
 GRACE_S = 3.0  # between the polite signal and the final one
 LONGEST_WAIT_S = 3600.0  # one wait; the operating system refuses an endless one given as a number
+OURS = Path(__file__).resolve().parents[1]  # where our packages lie, installed or not
+
+
+def module_words(module: str, *arguments: str) -> tuple[str, ...]:
+    """The argument list that runs a module of ours. -P: a folder of its name where the user stands is not meant."""
+    return (sys.executable, "-P", "-m", module, *arguments)
+
+
+def module_environment() -> dict[str, str]:
+    """What such a process needs to find our packages, however probe was started: ours first."""
+    return {"PYTHONPATH": os.pathsep.join(filter(None, (str(OURS), os.environ.get("PYTHONPATH"))))}
 
 
 def run(command: Command, log_stem: Path, *, on_tick: Callable[[float], None] | None = None) -> ToolRun:

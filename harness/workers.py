@@ -18,8 +18,8 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from harness.errors import EXIT_INTERNAL, ProbeError
+from harness.models.runtime import share_threads
 from harness.record import Answer, Outcome
-from harness.runtime import share_threads
 
 Query = frozenset[int]
 Evaluate = Callable[[Query], Answer]

@@ -1,1 +1,1 @@
-"""Asks the questions: one module a question, over the pure search in `probes.search`."""
+"""Asks the questions: one module a question, over the pure search in `probes.bisecting.search`."""

@@ -26,12 +26,12 @@ from harness.errors import (
     UsageError,
 )
 from harness.record import to_json
-from probes import ladder_options as ladder_asked
-from probes import print_options as print_asked
-from probes import profile_options as profile_asked
-from probes import sanitize_options as sanitize_asked
-from probes.bisect_options import bisect_options, to_settings
-from probes.kernel_run_options import kernel_run_options
+from probes.bisecting.options import bisect_options, to_settings
+from probes.kernels.run_options import kernel_run_options
+from probes.laddering import options as ladder_asked
+from probes.printing import options as print_asked
+from probes.profiling import options as profile_asked
+from probes.sanitizing import options as sanitize_asked
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -40,9 +40,9 @@ if TYPE_CHECKING:
     from harness.record import Session
     from probes.comparing import Compared
     from probes.doctoring import Check
-    from probes.kernel_running import Ran as KernelRun
-    from probes.kernel_testing import Tested
-    from probes.laddering import Laddered
+    from probes.kernels.running import Ran as KernelRun
+    from probes.kernels.testing import Tested
+    from probes.laddering.running import Laddered
 
 EXIT_BROKEN_PIPE = 141  # what a shell shows for a program whose reader went away (128 + SIGPIPE)
 MOST_ROWS = 40  # of culprits on the screen
@@ -107,7 +107,7 @@ def bisect(out: Path | None, resume: Path | None, json_file: Path | None, **valu
 
     Exit codes: 0 nothing to blame, 1 culprits found, 2 usage, 125 undecided, 130 interrupted.
     """
-    from probes import bisecting
+    from probes.bisecting import running as bisecting
 
     if resume is not None and (values["model"] is not None or out is not None):
         raise UsageError(
@@ -160,7 +160,7 @@ def profile(out: Path | None, json_file: Path | None, **values: Any) -> int:
 
     Exit codes: 0 measured, 2 usage, or a tool that is not here, 125 a tool failed, 130 interrupted (what was recorded is kept).
     """
-    from probes import profiling
+    from probes.profiling import running as profiling
 
     with progress("profiling") as tell:
         profiled = profiling.profile(profile_asked.to_settings(values), out, tell)
@@ -202,7 +202,7 @@ def sanitize(out: Path | None, json_file: Path | None, **values: Any) -> int:
 
     Exit codes: 0 clean, 1 findings, 2 usage, or a tool that is not here, 125 a checker failed, 130 interrupted.
     """
-    from probes import sanitizing
+    from probes.sanitizing import running as sanitizing
 
     with progress("sanitizing") as tell:
         checked = sanitizing.sanitize(sanitize_asked.to_settings(values), out, tell)
@@ -264,7 +264,7 @@ def printf(out: Path | None, json_file: Path | None, **values: Any) -> int:
 
     Exit codes: 0 values were logged, 1 NaN or Inf, a crash or a finding, 2 usage, 125 undecided, 130 interrupted.
     """
-    from probes import printing
+    from probes.printing import running as printing
 
     with progress("reading the source") as tell:
         made = printing.run(print_asked.to_settings(values), out, tell)
@@ -322,7 +322,7 @@ def ladder_bert(json_file: Path | None, **values: Any) -> int:
     Exit codes: 0 every step is as right as its precision lets it, 1 one is not, 2 usage, 125 nothing could be measured,
     130 interrupted (what was measured is kept).
     """
-    from probes import laddering
+    from probes.laddering import running as laddering
 
     with progress("climbing") as tell:
         made = laddering.climb(ladder_asked.to_settings(values), tell)
@@ -337,7 +337,7 @@ def ladder_bert(json_file: Path | None, **values: Any) -> int:
 @json_option
 def ladder_fusion(json_file: Path | None, **values: Any) -> int:
     """One small formula in five kernels, in three, on two streams, in one: what fusing is worth."""
-    from probes import fusion_laddering
+    from probes.laddering import fusion as fusion_laddering
 
     with progress("climbing") as tell:
         made = fusion_laddering.climb(fusion_laddering.Asked(**values), tell)
@@ -434,7 +434,7 @@ out_option = click.option(
 @json_option
 def list_kernels(cases: bool, json_file: Path | None) -> int:
     """Show what there is: operations, formats, and the plugins that they stand behind."""
-    from probes import kernel_testing
+    from probes.kernels import testing as kernel_testing
 
     document = kernel_testing.list_document()
 
@@ -462,7 +462,7 @@ def test_kernels(json_file: Path | None, **values: Any) -> int:
 
     Exit codes: 0 all right, 1 a wrong result or a finding, 2 usage, 125 some could not be run.
     """
-    from probes import kernel_testing
+    from probes.kernels import testing as kernel_testing
 
     with progress("testing") as tell:
         tested = kernel_testing.run_all(kernel_testing.Settings(**values), tell)
@@ -471,7 +471,7 @@ def test_kernels(json_file: Path | None, **values: Any) -> int:
 
 
 def _kernel_test_screen(tested: Tested) -> Iterable[Any]:
-    from probes import kernel_testing
+    from probes.kernels import testing as kernel_testing
 
     document = tested.document
     headers = ("kernel", "cases", "right", "worst error / bound", "usual formula's", "findings", "seconds")
@@ -500,7 +500,7 @@ def run_kernel(json_file: Path | None, **values: Any) -> int:
 
     Exit codes: 0 nothing found, 1 a defect, 2 usage, 125 it does not compile.
     """
-    from probes import kernel_running
+    from probes.kernels import running as kernel_running
 
     with progress("compiling") as tell:
         ran = kernel_running.run(kernel_running.Settings(**values), tell)
@@ -528,7 +528,7 @@ def _kernel_run_screen(ran: KernelRun) -> Iterable[Any]:
 @json_option
 def bench_kernels(json_file: Path | None, **values: Any) -> int:
     """Time the kernels on the GPU, beside what physics allows and beside PyTorch, with a roofline in a report."""
-    from probes import kernel_benching
+    from probes.kernels import benching as kernel_benching
 
     with progress("timing") as tell:
         benched = kernel_benching.bench(kernel_benching.Settings(**values), tell)

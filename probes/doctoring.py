@@ -19,7 +19,7 @@ from harness.errors import ToolMissing
 from harness.optional import LIBRARIES, Library, present
 from harness.process import run, tail
 from harness.record import Command
-from harness.tools import USUAL_PLACES, find_tool, parse_version
+from harness.tools.tool import USUAL_PLACES, find_tool, parse_version
 
 SCHEMA_VERSION = 1
 TIMEOUT_S = 30.0  # for one tool's version, or the import of one library

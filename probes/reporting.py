@@ -15,9 +15,9 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from harness import nsys
 from harness.errors import UsageError
 from harness.record import Session
+from harness.tools import nsys
 from reports import page, perfetto, profile_page, units
 from reports.artifact import Artifact
 from reports.collect import Collection, collect

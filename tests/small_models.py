@@ -9,7 +9,7 @@ import onnx
 from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
 
-from harness.model import Model, from_proto
+from harness.models.model import Model, from_proto
 
 
 def make_proto(nodes, inputs, outputs, constants, opset=17) -> onnx.ModelProto:

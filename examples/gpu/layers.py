@@ -19,7 +19,8 @@ import numpy as np
 if not __package__:  # run as a script: the checkout is not on the path
     sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from harness import device, launch, ranges
+from harness import ranges
+from harness.cuda import device, launch
 from kernels.plan import Launch, Pointer
 
 SOURCE = Path(__file__).with_name("faults.cu")

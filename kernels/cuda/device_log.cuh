@@ -5,7 +5,7 @@
 //     PROBE_IF(mean > 10.f, "mean", mean); only where the condition holds
 //
 // Without PROBE_ON all of it compiles to nothing. With it, the host points `probe_device_log` at a buffer
-// (harness/device_log.py) and says there which threads are to be logged; without a buffer nothing is logged.
+// (harness/device_log/layout.py) and says there which threads are to be logged; without a buffer nothing is logged.
 //
 // Every PROBE claims all its slots with one atomic (on the GPU one a warp), then writes them. A slot carries a check word
 // over its content, so that a reader who comes after a crash can tell a whole record from a torn one, and no fence is
@@ -45,7 +45,7 @@ namespace probe_log {
 typedef unsigned int u32;
 typedef unsigned long long u64;
 
-// harness/device_log.py knows these layouts by heart.
+// harness/device_log/layout.py knows these layouts by heart.
 enum : u32 { SITES = 1024, SITE_TEXT = 504, MAX_VALUES = 32, MAX_PIECES = 64 };
 
 enum Type : u32 { BOOL, I8, U8, I16, U16, I32, U32, I64, U64, F16, BF16, F32, F64, POINTER };

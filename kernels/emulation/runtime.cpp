@@ -1,6 +1,6 @@
 // Runs launches on the CPU: every thread of a block is a fiber, and blocks run one after the other in their order.
 //
-// kernel PLAN EVENTS ARENA: the plan is text (see `harness/emulated.py`), events are JSON lines, the arena holds the
+// kernel PLAN EVENTS ARENA: the plan is text (see `harness/emulation/run.py`), events are JSON lines, the arena holds the
 // buffers. Exit status: 0 all launches ended, 3 one was ended by a finding, 4 the plan does not fit the kernels.
 
 #include "runtime.hpp"

@@ -199,8 +199,13 @@ def test_help_imports_nothing_that_takes_time():
 
 @pytest.mark.slow
 def test_the_wheel_holds_the_four_packages_their_data_and_no_tests(tmp_path):
-    ignored = shutil.ignore_patterns(".*", "*.egg-info", "__pycache__", "build", "dist", "models", "probe-runs")
-    shutil.copytree(ROOT, tmp_path / "source", ignore=ignored)
+    ignored = shutil.ignore_patterns(".*", "*.egg-info", "__pycache__", "dist", "probe-runs")
+    (tmp_path / "source").mkdir()
+    for package in ORDER:
+        shutil.copytree(ROOT / package, tmp_path / "source" / package, ignore=ignored)
+    for file in filter(Path.is_file, ROOT.iterdir()):
+        shutil.copy(file, tmp_path / "source")
+    shutil.copytree(ROOT / "tests" / "unit", tmp_path / "source" / "tests" / "unit", ignore=ignored)
     argv = [sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "-w", str(tmp_path), str(tmp_path / "source")]
     subprocess.run(argv, check=True, capture_output=True)
     (wheel,) = tmp_path.glob("*.whl")

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from examples import long_kernel
-from harness import cuda_source
+from harness.cuda import source as cuda_source
 from probes import cli
 
 FAULTS = Path(__file__).parents[2] / "examples" / "gpu" / "faults.cu"

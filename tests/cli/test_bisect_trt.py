@@ -17,7 +17,8 @@ import pytest
 from onnx import TensorProto, helper
 from small_models import make_proto, planted_chain
 
-from probes import cli, trt_faults
+from probes import cli
+from probes.bisecting.engines import faults as trt_faults
 
 FAKE = Path(__file__).parent.parent / "fakes" / "trt_backend.py"
 RTX = any(importlib.util.find_spec(name) for name in ("tensorrt_rtx", "tensorrt_rtx_bindings"))
@@ -179,7 +180,7 @@ def test_the_time_objective_keeps_what_is_cheap(backend):
 @pytest.mark.slow
 def test_a_search_that_was_killed_goes_on_and_builds_nothing_twice(backend, tmp_path):
     backend.says(seconds=0.5)
-    code = f"import sys; from probes import cli, trt_faults; trt_faults.WORKER = (sys.executable, {str(FAKE)!r});" \
+    code = f"import sys; from probes import cli; from probes.bisecting.engines import faults; faults.WORKER = (sys.executable, {str(FAKE)!r});" \
            " sys.exit(cli.run(sys.argv[1:]))"  # fmt: skip
     argv = [sys.executable, "-c", code, "bisect", "chain.onnx", "--backend", "trt", "--out", "run"]
     running = subprocess.Popen(argv, env={**os.environ, "PYTHONPATH": str(FAKE.parents[2])}, start_new_session=True)

@@ -7,7 +7,8 @@ import json
 import pytest
 
 from kernels.manifest import SPECS
-from probes import cli, kernel_testing
+from probes import cli
+from probes.kernels import testing as kernel_testing
 
 
 def test_list_says_what_there_is(capsys):

@@ -7,9 +7,10 @@ import json
 import numpy as np
 import pytest
 
-from harness import bert
-from harness.bert import BertConfig
-from probes import cli, laddering
+from harness.bert import model as bert
+from harness.bert.model import BertConfig
+from probes import cli
+from probes.laddering import running as laddering
 
 CONFIG = BertConfig(64, 1, 2, 128, vocab_size=50, max_position=32)
 
@@ -17,7 +18,7 @@ CONFIG = BertConfig(64, 1, 2, 128, vocab_size=50, max_position=32)
 @pytest.fixture(autouse=True)
 def no_gpu(monkeypatch):
     monkeypatch.setattr(laddering, "device_here", lambda: None)
-    from probes import fusion_laddering
+    from probes.laddering import fusion as fusion_laddering
 
     monkeypatch.setattr(fusion_laddering, "device_here", lambda: None)
 
@@ -102,7 +103,7 @@ def test_bisect_names_who_is_to_blame(tmp_path, model, text):
 
 
 def test_a_wrong_result_is_exit_code_one(tmp_path, monkeypatch):
-    from probes import ladder_routes
+    from probes.laddering import routes as ladder_routes
 
     honest = ladder_routes.emulate
 

@@ -10,7 +10,8 @@ import pytest
 
 from examples import models as zoo
 from examples import wordpiece
-from probes import cli, laddering
+from probes import cli
+from probes.laddering import running as laddering
 
 pytestmark = pytest.mark.slow
 

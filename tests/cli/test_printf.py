@@ -11,7 +11,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from probes import cli, print_options, printing
+from probes import cli
+from probes.printing import options as print_options
+from probes.printing import running as printing
 from reports.columns import TABLES
 
 KERNEL = """\

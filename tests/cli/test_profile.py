@@ -15,8 +15,10 @@ import pytest
 from fakes.installed import DATA, TENSORRT_TRACE, Tools, replaying
 from small_models import planted_chain
 
-from harness import tools as found
-from probes import cli, profile_options, profile_settings
+from harness.tools import tool as found
+from probes import cli
+from probes.profiling import options as profile_options
+from probes.profiling import settings as profile_settings
 
 PROGRAM = (sys.executable, "-S", "-c", "pass")
 FAILING = (sys.executable, "-S", "-c", "import sys; sys.exit(3)")
@@ -133,7 +135,7 @@ def test_the_model_is_built_outside_of_the_tool_and_the_loop_captured(tools, mod
     assert code == 0, result
     (call,) = tools.calls("nsys")
     assert "--nvtx-capture=measure@probe" in call
-    assert "probes.inferring" in call
+    assert "probes.targets.inferring" in call
 
 
 # What goes wrong. Exit codes: 2 what was asked for does not fit or is not here, 125 a tool failed.
@@ -239,7 +241,7 @@ def test_a_disk_that_fills_up_is_told(tools, monkeypatch):
     def full(*_: object, **__: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("harness.tools.drive", full)
+    monkeypatch.setattr("harness.tools.tool.drive", full)
     code, result = profile("--nsys")
     assert code == 125
     assert "is full" in steps(result)["nsys"]["error"]
@@ -317,8 +319,8 @@ def test_a_sweep_is_one_engine_and_one_curve(tools, capsys):
 
 
 def test_the_options_spell_out_what_the_settings_know():
-    from harness import ncu
-    from harness.engine_options import BACKENDS, PRECISIONS
+    from harness.engines.options import BACKENDS, PRECISIONS
+    from harness.tools import ncu
 
     assert profile_options.PRECISIONS == PRECISIONS
     assert profile_options.BACKENDS == BACKENDS

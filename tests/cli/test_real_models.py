@@ -11,9 +11,9 @@ import pytest
 
 from examples import faults
 from examples import models as zoo
-from harness import building
-from harness import model as models
-from harness.runtime import Runner
+from harness.engines import building
+from harness.models import model as models
+from harness.models.runtime import Runner
 from probes import cli
 
 pytestmark = pytest.mark.slow

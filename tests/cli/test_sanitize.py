@@ -16,9 +16,10 @@ import pytest
 from fakes.installed import DATA, TENSORRT_TRACE, Tools, replaying
 from small_models import planted_chain
 
-from harness import sanitizer
-from harness import tools as found
-from probes import cli, sanitize_options
+from harness.tools import sanitizer
+from harness.tools import tool as found
+from probes import cli
+from probes.sanitizing import options as sanitize_options
 
 PROGRAM = (sys.executable, "-S", "-c", "pass")
 KERNEL = (
@@ -286,7 +287,7 @@ def test_a_model_is_run_by_a_worker_of_ours(tools):
     tools.set("compute-sanitizer", **CLEAN)
     code, result = sanitize("--backend", "ort-cpu", "chain.onnx", target=())
     assert code == 0, result
-    assert "probes.inferring" in tools.calls("compute-sanitizer")[0]
+    assert "probes.targets.inferring" in tools.calls("compute-sanitizer")[0]
 
 
 def test_a_model_that_could_not_be_run_is_not_called_clean(tools):

@@ -19,14 +19,14 @@ from pathlib import Path
 import numpy as np
 from onnx import TensorProto, helper
 
-from harness import model as models
-from harness.emulate import Emulation, lowerable
-from harness.engine_layers import LayerFact
-from harness.inputs import load_samples
-from harness.precision import Precision
-from harness.runtime import Runner
-from probes import trt_plugins
-from probes.trt_trial import OUTPUTS, PLAN, Trial
+from harness.engines.layers import LayerFact
+from harness.models import model as models
+from harness.models.emulate import Emulation, lowerable
+from harness.models.inputs import load_samples
+from harness.models.precision import Precision
+from harness.models.runtime import Runner
+from probes.bisecting.engines import plugins as trt_plugins
+from probes.bisecting.engines.trial import OUTPUTS, PLAN, Trial
 
 ASKED = json.loads(Path(os.environ["FAKE_TRT"]).read_text())
 

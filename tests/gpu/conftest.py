@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from harness import device as gpu
-from harness.device import Device
+from harness.cuda import device as gpu
+from harness.cuda.device import Device
 from harness.errors import UsageError
 
 HERE = Path(__file__).parent

@@ -7,7 +7,7 @@ import dataclasses
 import numpy as np
 import pytest
 
-from harness import launch
+from harness.cuda import launch
 from kernels import attention, numbers
 from kernels.attention import SPEC, AttentionCase, Tiling
 from kernels.plan import Plan

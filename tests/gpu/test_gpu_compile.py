@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from harness import launch
-from harness.compile import Unit, build
+from harness.cuda import launch
+from harness.cuda.compile import Unit, build
 from harness.errors import BuildFailed, LaunchFailed
 from kernels.plan import Launch, Pointer
 

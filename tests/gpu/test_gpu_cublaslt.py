@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 
-from harness import launch
+from harness.cuda import launch
 from harness.errors import UsageError
 from kernels.plan import Gemm, Pointer
 

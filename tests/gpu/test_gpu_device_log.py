@@ -13,9 +13,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from harness import device_log, device_printf, gpu_log, launch, traced
-from harness.compile import Unit, build
-from harness.device_log import Selection
+from harness.cuda import launch
+from harness.cuda.compile import Unit, build
+from harness.device_log import gpu as gpu_log
+from harness.device_log import layout as device_log
+from harness.device_log import printf as device_printf
+from harness.device_log import traced
+from harness.device_log.layout import Selection
 from kernels.plan import Launch, Pointer
 from probes import cli
 

@@ -11,16 +11,20 @@ import onnx
 import pytest
 from onnx import TensorProto, helper
 
-from harness import bert, engine, engine_document, engine_sweep, measuring
+from harness import engine
+from harness.bert import model as bert
 from harness.engine import BuildOptions, RunOptions
-from harness.engine_api import read
-from harness.engine_document import Asked
+from harness.engines import document as engine_document
+from harness.engines import measuring
+from harness.engines import sweep as engine_sweep
+from harness.engines.api import read
+from harness.engines.document import Asked
+from harness.engines.measuring import Schedule
 from harness.errors import UsageError
-from harness.measuring import Schedule
-from harness.model import load
+from harness.models.model import load
 from harness.optional import load as load_library
 from harness.record import Session
-from probes import measuring_models
+from probes.targets import measuring_models
 from reports.readers import detect
 
 pytestmark = [

@@ -13,7 +13,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # examples are not
 from examples.fusion import ladder
 from harness.record import Outcome
 from kernels.manifest import SPECS
-from probes.kernel_testing import elsewhere, machine, run_case
+from probes.kernels.testing import elsewhere, machine, run_case
 
 CASES = [(spec, case) for spec in SPECS for case in spec.cases]
 

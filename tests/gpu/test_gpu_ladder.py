@@ -5,12 +5,17 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from harness import bert, bert_plan, bert_reference, bert_torch, calibration
-from harness.bert import BertConfig
-from harness.bert_plan import PlanOptions
-from harness.bert_run import OnGpu, emulate
-from probes import laddering, rungs
-from probes.rungs import RUNGS
+from harness.bert import calibration
+from harness.bert import model as bert
+from harness.bert import plan as bert_plan
+from harness.bert import reference as bert_reference
+from harness.bert import torch_peer as bert_torch
+from harness.bert.model import BertConfig
+from harness.bert.plan import PlanOptions
+from harness.bert.run import OnGpu, emulate
+from probes.laddering import rungs
+from probes.laddering import running as laddering
+from probes.laddering.rungs import RUNGS
 
 CONFIG = BertConfig(256, 3, 4, 512, vocab_size=200, max_position=128)
 LENGTHS = (70, 128, 1, 33)

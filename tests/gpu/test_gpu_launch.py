@@ -9,8 +9,8 @@ import sys
 import numpy as np
 import pytest
 
-from harness import device as gpu
-from harness import launch, timing
+from harness.cuda import device as gpu
+from harness.cuda import launch, timing
 from harness.errors import LaunchFailed, UsageError
 from kernels.plan import Launch, Pointer
 

@@ -10,9 +10,11 @@ from typing import Any
 
 import pytest
 
-from harness import bert, ncu, nsys, process, sanitizer
-from harness import tools as found
+from harness import process
+from harness.bert import model as bert
 from harness.record import Command
+from harness.tools import ncu, nsys, sanitizer
+from harness.tools import tool as found
 from probes import cli
 
 pytestmark = [pytest.mark.gpu, pytest.mark.usefixtures("device")]

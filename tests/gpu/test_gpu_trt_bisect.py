@@ -13,13 +13,16 @@ import pytest
 from small_models import make_proto, planted_chain
 
 from benchmarks.trt_bisect import plant_products
-from harness import bert, engine, engine_layers, engine_trt
-from harness import model as models
+from harness import engine
+from harness.bert import model as bert
 from harness.engine import BuildOptions
-from harness.engine_api import read
+from harness.engines import layers as engine_layers
+from harness.engines import trt as engine_trt
+from harness.engines.api import read
+from harness.models import model as models
 from harness.optional import load
 from probes import cli
-from probes.trt_trial import Bench, Trial
+from probes.bisecting.engines.trial import Bench, Trial
 
 pytestmark = [
     pytest.mark.gpu,

@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from harness import driver as cuda
-from harness.device import Device
+from harness.cuda import driver as cuda
+from harness.cuda.device import Device
 
 SOURCE = Path(__file__).parent.parent / "fakes" / "cuda_driver.c"
 

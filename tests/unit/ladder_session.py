@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from harness.record import Session
-from probes.rungs import RUNGS
+from probes.laddering.rungs import RUNGS
 
 TIMES_US = {"fp32": 14100.0, "tf32": 4600.0, "fp16": 2700.0, "fusion": 1900.0, "gelu": 1600.0, "permuted": 1590.0,
             "varlen": 1010.0, "int4": 2300.0, "int8": 900.0, "int8-attention": 760.0, "graph": 700.0, "graph-fp16": 960.0}  # fmt: skip

@@ -13,10 +13,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from harness import bert, model, safetensors, submodel
-from harness.bert import BertConfig
+from harness.bert import model as bert
+from harness.bert import safetensors
+from harness.bert.model import BertConfig
 from harness.errors import ParseError, UsageError
-from harness.runtime import Runner
+from harness.models import model, submodel
+from harness.models.runtime import Runner
 
 SMALL = BertConfig(hidden_size=24, layers=2, heads=3, intermediate_size=40, vocab_size=50, max_position=16)
 TOLERANCE = 1e-5  # relative L2, float32 against float64

@@ -8,8 +8,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from harness import bert, bert_network
-from harness.bert_network import ATTENTION, EMBEDDING, SKIP_NORM, NetworkOptions
+from harness.bert import model as bert
+from harness.bert import network as bert_network
+from harness.bert.network import ATTENTION, EMBEDDING, SKIP_NORM, NetworkOptions
 from harness.errors import BuildFailed, UsageError
 
 CONFIG = bert.BertConfig(hidden_size=12, layers=2, heads=3, intermediate_size=20, vocab_size=7, max_position=5)

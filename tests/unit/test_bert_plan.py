@@ -8,9 +8,13 @@ import numpy as np
 import onnxruntime
 import pytest
 
-from harness import bert, bert_plan, bert_reference, calibration, emulated
-from harness.bert import BertConfig
-from harness.bert_plan import PlanOptions
+from harness.bert import calibration
+from harness.bert import model as bert
+from harness.bert import plan as bert_plan
+from harness.bert import reference as bert_reference
+from harness.bert.model import BertConfig
+from harness.bert.plan import PlanOptions
+from harness.emulation import run as emulated
 from harness.errors import UsageError
 from kernels.compose import composed, renamed
 from kernels.plan import Buffer, Gemm, Launch, Plan, Pointer

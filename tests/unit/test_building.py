@@ -15,8 +15,8 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
 
-from harness import building
-from harness.building import (
+from harness.engines import building
+from harness.engines.building import (
     BuildOptions,
     BuildResult,
     ParserError,
@@ -30,10 +30,10 @@ from harness.building import (
     signatures,
 )
 from harness.errors import ArtifactMissing, DependencyMissing, ToolMissing, UsageError
-from harness.model import Model, from_proto
+from harness.models.model import Model, from_proto
+from harness.models.submodel import extract, observe, save
 from harness.record import Answer, Command, Outcome
-from harness.submodel import extract, observe, save
-from probes.search import drive, smallest_kept
+from probes.bisecting.search import drive, smallest_kept
 
 F = TensorProto.FLOAT
 RTX = any(importlib.util.find_spec(name) for name in ("tensorrt_rtx", "tensorrt_rtx_bindings"))

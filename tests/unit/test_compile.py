@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from harness import compile as compiling
-from harness.compile import Unit, build, explain, key, nvcc_command, nvrtc_options
+from harness.cuda import compile as compiling
+from harness.cuda.compile import Unit, build, explain, key, nvcc_command, nvrtc_options
+from harness.cuda.resources import parse, resources
 from harness.errors import BuildFailed, DependencyMissing, ToolMissing, UsageError
-from harness.resources import parse, resources
 
 VECTOR = Path(__file__).parent.parent / "data" / "kernels" / "vector.cu"
 BROKEN = 'extern "C" __global__ void f(float* x) {\n  x[0] = nothing;\n  also = 3;\n}\n'

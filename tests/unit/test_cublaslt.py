@@ -10,10 +10,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from harness import cublaslt
-from harness.cublaslt import Matmul, describe
+from harness.cuda import cublaslt
+from harness.cuda.cublaslt import Matmul, describe
+from harness.cuda.gemm import OUTPUTS, alignment, problem, refuse
 from harness.errors import DependencyMissing, LaunchFailed, UsageError
-from harness.gemm import OUTPUTS, alignment, problem, refuse
 from kernels.plan import Gemm, Pointer
 
 

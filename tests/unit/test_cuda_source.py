@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from harness import cuda_source
+from harness.cuda import source as cuda_source
 from harness.errors import ParseError
 
 KERNELS = sorted((Path(__file__).resolve().parents[2] / "kernels" / "cuda").glob("*.cu"))

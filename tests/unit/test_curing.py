@@ -8,8 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from harness.record import Answer, Outcome
-from probes.curing import smallest_cure
-from probes.search import Query, drive
+from probes.bisecting.curing import smallest_cure
+from probes.bisecting.search import Query, drive
 
 SIZE = 12
 culprits_of = st.sets(st.integers(0, SIZE - 1), max_size=4)

@@ -9,8 +9,8 @@ import fake_gpu
 import numpy as np
 import pytest
 
-from harness import device as gpu_module
-from harness.device import Device, Facts
+from harness.cuda import device as gpu_module
+from harness.cuda.device import Device, Facts
 from harness.errors import UsageError
 
 

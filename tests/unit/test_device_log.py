@@ -13,8 +13,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from harness import device_log, traced
-from harness.device_log import CONTROL, LOG, SITE, SLOT, SLOTS_AT, Recorded, Selection
+from harness.device_log import layout as device_log
+from harness.device_log import traced
+from harness.device_log.layout import CONTROL, LOG, SITE, SLOT, SLOTS_AT, Recorded, Selection
 from harness.errors import UsageError
 from kernels.plan import Launch, Pointer
 
@@ -180,7 +181,7 @@ def test_only_chosen_threads_write(tmp_path, block, thread, warp, wanted):
 def test_another_choice_needs_no_compilation(tmp_path, monkeypatch):
     arrays = {"out": np.zeros(64, "i4")}
     run(tmp_path, COUNTS, arrays)
-    monkeypatch.setattr("harness.emulated_build._compile", lambda *_: pytest.fail("compiled again"))
+    monkeypatch.setattr("harness.emulation.build._compile", lambda *_: pytest.fail("compiled again"))
     recorded = run(tmp_path, COUNTS, arrays, selection=Selection.of(thread="5")).recorded
     assert recorded.numbers("i").tolist() == [5]
 

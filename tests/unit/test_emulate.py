@@ -13,11 +13,11 @@ from hypothesis import strategies as st
 from onnx import TensorProto, helper
 from small_models import if_model, make_model, random_models
 
-from harness import segments
-from harness.emulate import Emulation, lowerable
 from harness.errors import UsageError
-from harness.model import Model
-from harness.precision import Lowering, Precision
+from harness.models import segments
+from harness.models.emulate import Emulation, lowerable
+from harness.models.model import Model
+from harness.models.precision import Lowering, Precision
 
 
 def evaluate_slowly(model: Model, feeds, lowered, precision=Precision.FP16):

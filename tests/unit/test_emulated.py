@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from harness import emulated
-from harness.emulated_gemm import to_bfloat16, widen
+from harness.emulation import run as emulated
+from harness.emulation.gemm import to_bfloat16, widen
 from harness.errors import BuildFailed, UsageError
 from kernels.plan import Gemm, Launch, Pointer
 

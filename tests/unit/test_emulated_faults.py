@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from harness import emulated
+from harness.emulation import run as emulated
 from kernels.plan import Launch, Pointer
 
 FAULTS = Path(__file__).parents[1] / "data" / "kernels" / "faults.cu"

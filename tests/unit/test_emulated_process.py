@@ -13,8 +13,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from harness import emulated, emulated_build
-from harness.emulated_build import Source, build, entry_points
+from harness.emulation import build as emulated_build
+from harness.emulation import run as emulated
+from harness.emulation.build import Source, build, entry_points
 from harness.errors import ParseError, ToolMissing, UsageError
 from kernels.plan import Launch, Pointer
 from reports.readers import detect

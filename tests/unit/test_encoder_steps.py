@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from harness import emulated
-from harness.narrowing import pack_int4
+from harness.bert.narrowing import pack_int4
+from harness.emulation import run as emulated
 from kernels import encoder_steps, numbers, reference
 from kernels.parts import FLOATS
 

@@ -13,12 +13,13 @@ import pytest
 from onnx import TensorProto, helper
 from small_models import make_proto, planted_chain
 
-from harness import engine, ort_profile
+from harness import engine
 from harness.engine import BuildOptions, RunOptions
+from harness.engines import ort_profile
 from harness.errors import BuildFailed, LaunchFailed, ParseError, ToolFailed, ToolTimeout, UsageError
 from harness.record import Session
-from probes import inferring, measuring_models
-from probes.inferring import Spec
+from probes.targets import inferring, measuring_models
+from probes.targets.inferring import Spec
 from reports.readers import detect
 
 F = TensorProto.FLOAT

@@ -14,16 +14,19 @@ from fake_trt import module, plan
 from onnx import TensorProto, helper
 from small_models import make_proto, planted_chain
 
-from harness import engine, engine_trt, engine_trt_run, measuring
+from harness import engine
 from harness.engine import BuildOptions, RunOptions
-from harness.engine_api import FEATURES, read
-from harness.engine_log import failure
-from harness.engine_options import build_key, from_json, to_json
-from harness.engine_profiler import by_position, progress_monitor
-from harness.engine_trt import header
-from harness.engine_trt_run import TrtRunner
+from harness.engines import measuring
+from harness.engines import trt as engine_trt
+from harness.engines import trt_run as engine_trt_run
+from harness.engines.api import FEATURES, read
+from harness.engines.log import failure
+from harness.engines.measuring import Schedule
+from harness.engines.options import build_key, from_json, to_json
+from harness.engines.profiler import by_position, progress_monitor
+from harness.engines.trt import header
+from harness.engines.trt_run import TrtRunner
 from harness.errors import BuildFailed, LaunchFailed, UsageError
-from harness.measuring import Schedule
 
 RTX = any(importlib.util.find_spec(name) for name in ("tensorrt_rtx", "tensorrt_rtx_bindings"))
 needs_rtx = pytest.mark.skipif(not RTX, reason="TensorRT-RTX is not installed: pip install 'probe-trt[trt-rtx]'")

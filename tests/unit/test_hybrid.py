@@ -14,16 +14,16 @@ from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
 from test_emulate import if_model, make_model, random_models
 
-from harness.activations import tensor_types
 from harness.errors import UsageError
-from harness.halves import explicit_halves
-from harness.hybrid import Hybrid
-from harness.matching import match, sketch
-from harness.model import Model, from_proto, load
-from harness.opsets import at_opset
-from harness.runtime import Runner
-from harness.switching import renamed
-from harness.weaving import Fabric, Link, weave
+from harness.models.activations import tensor_types
+from harness.models.halves import explicit_halves
+from harness.models.hybrid import Hybrid
+from harness.models.matching import match, sketch
+from harness.models.model import Model, from_proto, load
+from harness.models.opsets import at_opset
+from harness.models.runtime import Runner
+from harness.models.switching import renamed
+from harness.models.weaving import Fabric, Link, weave
 
 FLOAT, FLOAT16, INT64 = TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.INT64
 

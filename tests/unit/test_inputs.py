@@ -7,7 +7,7 @@ import pytest
 from onnx import TensorProto, helper
 
 from harness.errors import ParseError, ProbeError, UsageError
-from harness.inputs import RandomInputs, load_samples, random_samples, read_samples, save_samples
+from harness.models.inputs import RandomInputs, load_samples, random_samples, read_samples, save_samples
 
 INPUTS = [
     helper.make_tensor_value_info("ids", TensorProto.INT64, ["batch", "length"]),

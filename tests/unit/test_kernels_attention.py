@@ -8,15 +8,15 @@ import shutil
 import numpy as np
 import pytest
 
-from harness import emulated
-from harness.compile import Unit, build
+from harness.cuda.compile import Unit, build
+from harness.emulation import run as emulated
 from harness.record import Outcome
 from kernels import attention, numbers
 from kernels.attention import SPEC, AttentionCase
 from kernels.parts import CUDA
 from kernels.plan import Plan, Pointer
 from kernels.spec import Refused, checked
-from probes.kernel_testing import machine, run_case
+from probes.kernels.testing import machine, run_case
 
 WGMMA = attention.WARPGROUP_CAPABILITY
 

@@ -7,11 +7,11 @@ from types import SimpleNamespace
 
 import pytest
 
+from harness.cuda.timing import Timing
 from harness.errors import ParseError, UsageError
-from harness.timing import Timing
 from kernels.manifest import BY_NAME
-from probes import kernel_benching
-from probes.kernel_benching import Settings
+from probes.kernels import benching as kernel_benching
+from probes.kernels.benching import Settings
 from reports import units
 from reports.readers import detect, kernel_bench
 

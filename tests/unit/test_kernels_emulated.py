@@ -18,7 +18,7 @@ from kernels.parts import CUDA
 from kernels.plan import Launch, Plan
 from kernels.quantise import Quantise
 from kernels.skip_layernorm import SkipLayerNorm
-from probes.kernel_testing import machine, run_case
+from probes.kernels.testing import machine, run_case
 
 OURS = [spec for spec in SPECS if spec.name != "attention"]
 

@@ -7,7 +7,7 @@ from functools import cache
 import numpy as np
 import pytest
 
-from harness import cuda_source
+from harness.cuda import source as cuda_source
 from kernels import numbers
 from kernels.disentangled_attention import DisentangledAttention
 from kernels.embedding_layernorm import EmbeddingLayerNorm

@@ -10,15 +10,17 @@ import ladder_session
 import numpy as np
 import pytest
 
-from harness import cublaslt, launch
-from harness.bert_plan import PlanOptions
-from harness.compile import Built
+from harness.bert.plan import PlanOptions
+from harness.cuda import cublaslt, launch
+from harness.cuda.compile import Built
+from harness.cuda.launch import Call
 from harness.errors import UsageError
-from harness.launch import Call
 from harness.record import Session
-from probes import kernel_benching, laddering, rungs
-from probes.kernel_benching import Roofs
-from probes.rungs import RUNGS
+from probes.kernels import benching as kernel_benching
+from probes.kernels.benching import Roofs
+from probes.laddering import rungs
+from probes.laddering import running as laddering
+from probes.laddering.rungs import RUNGS
 from reports import ladder, ladder_figures, page
 
 

@@ -8,10 +8,11 @@ import fake_gpu
 import numpy as np
 import pytest
 
-from harness import driver as cuda
-from harness import launch, ranges
-from harness.buffers import GUARD_BYTES, Buffers
-from harness.compile import Built
+from harness import ranges
+from harness.cuda import driver as cuda
+from harness.cuda import launch
+from harness.cuda.buffers import GUARD_BYTES, Buffers
+from harness.cuda.compile import Built
 from harness.errors import LaunchFailed, UsageError
 from kernels.plan import Buffer, Launch, Pointer
 

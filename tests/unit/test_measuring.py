@@ -7,11 +7,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from harness import measuring, ranges
-from harness.engine_profiler import LayerTime
-from harness.engine_runner import Runner, Timed
+from harness import ranges
+from harness.engines import measuring
+from harness.engines.measuring import Schedule
+from harness.engines.profiler import LayerTime
+from harness.engines.runner import Runner, Timed
 from harness.errors import UsageError
-from harness.measuring import Schedule
 
 
 class Recorder(Runner):

@@ -12,13 +12,13 @@ from onnx import TensorProto, external_data_helper, helper, numpy_helper, shape_
 from onnx.reference import ReferenceEvaluator
 from small_models import if_model, make_model, planted_chain, random_models
 
-from harness.emulate import Emulation, lowerable
 from harness.errors import UsageError
-from harness.mixed import mixed_model
-from harness.model import from_proto
-from harness.opsets import with_type_for
-from harness.precision import Precision
-from harness.runtime import Runner
+from harness.models.emulate import Emulation, lowerable
+from harness.models.mixed import mixed_model
+from harness.models.model import from_proto
+from harness.models.opsets import with_type_for
+from harness.models.precision import Precision
+from harness.models.runtime import Runner
 
 # In FP16 these are correctly rounded whether computed in FP16 or in FP32 and then rounded.
 CORRECTLY_ROUNDED = {

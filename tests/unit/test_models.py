@@ -22,9 +22,11 @@ from onnx import TensorProto, helper, numpy_helper
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # examples are not installed
 
 from examples import drawing, faults, inputs, models, wordpiece
-from harness import bert, building, model
+from harness.bert import model as bert
+from harness.engines import building
 from harness.errors import ArtifactMissing, ParseError, ProbeError, ToolFailed, ToolMissing, ToolTimeout, UsageError
-from harness.runtime import Runner
+from harness.models import model
+from harness.models.runtime import Runner
 
 # fetch, with a wheel of our own and no network
 

@@ -7,10 +7,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from harness import bert, calibration, narrowing
-from harness.bert import BertConfig
-from harness.calibration import Histogram
-from harness.narrowing import pack_int4, pruned, quantise_linear
+from harness.bert import calibration, narrowing
+from harness.bert import model as bert
+from harness.bert.calibration import Histogram
+from harness.bert.model import BertConfig
+from harness.bert.narrowing import pack_int4, pruned, quantise_linear
 
 CONFIG = BertConfig(32, 1, 2, 64, vocab_size=20, max_position=16)
 

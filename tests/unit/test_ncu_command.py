@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from harness import ncu
-from harness.ncu import Options
 from harness.record import Command, ToolRun
-from harness.tools import Tool
+from harness.tools import ncu
+from harness.tools.ncu import Options
+from harness.tools.tool import Tool
 
 TOOL = Tool("ncu", Path("/bin/ncu"), (2025, 3, 1))
 TARGET = Command(("./app", "--csv"))

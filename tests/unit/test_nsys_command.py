@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from harness import nsys
-from harness.nsys import Options
 from harness.record import Command
-from harness.tools import Tool
+from harness.tools import nsys
+from harness.tools.nsys import Options
+from harness.tools.tool import Tool
 
 REPORT = Path("/out/nsys")
 TARGET = Command(("python", "-c", "pass", "--flag"), environment={"A": "b"}, cwd=Path("/src"))

@@ -8,12 +8,12 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from harness import emulated
+from harness.emulation import run as emulated
+from harness.engines.plugin_ops import OPERATIONS, Tensor
 from harness.errors import UsageError
-from harness.plugin_ops import OPERATIONS, Tensor
 from kernels import numbers, reference
 from kernels.manifest import SPECS
-from probes.kernel_testing import arrays_of
+from probes.kernels.testing import arrays_of
 
 E, N = 64, 2
 RNG = np.random.default_rng(5)
@@ -210,7 +210,7 @@ def collection(trt, fields):
 
 
 def plugin_of(trt, key):
-    from harness import plugins
+    from harness.engines import plugins
 
     creator = plugins.creator_of(trt, BY_KEY[key], "probe")
     return creator, creator.create_plugin("layer", collection(trt, FIELDS[key]), trt.TensorRTPhase.BUILD)
@@ -263,7 +263,7 @@ def test_output_types_and_shapes_are_tensorrts(trt, monkeypatch):
 
 @pytest.mark.trt_rtx
 def test_enqueue_hands_pointers_over_by_name(trt, monkeypatch):
-    from harness import plugins
+    from harness.engines import plugins
 
     launched = []
     device = SimpleNamespace(
@@ -284,7 +284,7 @@ def test_enqueue_hands_pointers_over_by_name(trt, monkeypatch):
 
 @pytest.mark.trt_rtx
 def test_registering_makes_every_plugin_findable_and_leaves_others_alone(trt):
-    from harness import plugins
+    from harness.engines import plugins
 
     made = plugins.register(trt, "probe-test")
     assert made == tuple(" ".join(key) for key in BY_KEY)
@@ -296,7 +296,7 @@ def test_registering_makes_every_plugin_findable_and_leaves_others_alone(trt):
 
 
 def test_a_tensorrt_without_python_plugins_is_told():
-    from harness import plugins
+    from harness.engines import plugins
 
     with pytest.raises(UsageError, match=r"8\.6\.1 has no plugins in Python"):
         plugins.register(SimpleNamespace(__version__="8.6.1"))

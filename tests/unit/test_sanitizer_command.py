@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from harness import sanitizer
 from harness.record import Command, ToolRun
-from harness.sanitizer import FOUND_CODE, Options
-from harness.tools import Tool
+from harness.tools import sanitizer
+from harness.tools.sanitizer import FOUND_CODE, Options
+from harness.tools.tool import Tool
 
 TARGET = Command(("./app", "x"))
 V2025 = Tool(

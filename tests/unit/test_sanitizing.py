@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from probes import locating, suspects
+from probes.sanitizing import locating, suspects
 from reports.columns import validate
 from reports.readers import detect
 

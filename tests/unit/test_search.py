@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from harness.record import Answer, Outcome
-from probes.search import Found, Query, Search, arrange, best_applied, drive, smallest_kept, speculate
+from probes.bisecting.search import Found, Query, Search, arrange, best_applied, drive, smallest_kept, speculate
 
 PASS, FAIL, UNRESOLVED = Outcome.PASS, Outcome.FAIL, Outcome.UNRESOLVED
 

@@ -6,9 +6,9 @@ import pytest
 
 from harness.errors import EXIT_INTERRUPTED, SearchStopped
 from harness.record import Session
-from probes.concluding import Asked
-from probes.evaluating import Effort
-from probes.searching import search_session
+from probes.bisecting.concluding import Asked
+from probes.bisecting.evaluating import Effort
+from probes.bisecting.searching import search_session
 
 
 def test_an_interruption_before_the_first_evaluation_names_the_session_to_resume(tmp_path) -> None:

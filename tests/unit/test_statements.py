@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from harness import cuda_source
-from probes import statements
+from harness.cuda import source as cuda_source
+from probes.bisecting.statements import statements
 
 SOURCE = cuda_source.parse(b"""\
 __device__ float helper(float x) { float y = x * 2.0f; y += 1.0f; return y; }

@@ -12,11 +12,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
 
-from harness import submodel
 from harness.errors import ProbeError, UsageError
-from harness.model import Model, from_proto, load, reads
-from harness.runtime import Runner
-from harness.submodel import extract, input_shapes, observe, save
+from harness.models import submodel
+from harness.models.model import Model, from_proto, load, reads
+from harness.models.runtime import Runner
+from harness.models.submodel import extract, input_shapes, observe, save
 
 F, I64 = TensorProto.FLOAT, TensorProto.INT64
 

@@ -10,9 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from onnx import TensorProto, helper
 
-from harness import engine_sweep
-from harness.engine_document import resized, tactics_of
-from harness.engine_sweep import Sweep, agreed, bounds, parse, shapes_at, steps_by_latency, steps_by_name
+from harness.engines import sweep as engine_sweep
+from harness.engines.document import resized, tactics_of
+from harness.engines.sweep import Sweep, agreed, bounds, parse, shapes_at, steps_by_latency, steps_by_name
 from harness.errors import UsageError
 from reports import parts
 from reports.collect import Collection

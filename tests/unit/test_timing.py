@@ -8,8 +8,8 @@ import fake_gpu
 import numpy as np
 import pytest
 
-from harness import launch, timing
-from harness.compile import Built
+from harness.cuda import launch, timing
+from harness.cuda.compile import Built
 from harness.errors import LaunchFailed, UsageError
 from kernels.plan import Launch, Pointer
 
@@ -100,7 +100,7 @@ def test_time_of_others_is_that_of_one_iteration(gpu, monkeypatch):
 
 
 def test_without_a_gpu_that_is_said(monkeypatch):
-    from harness import device, driver
+    from harness.cuda import device, driver
 
     monkeypatch.setattr(driver, "LIBRARY", "/nowhere/libcuda.so.1")
     monkeypatch.setattr(device.cuda, "driver", lambda: driver.load("/nowhere/libcuda.so.1"))

@@ -9,10 +9,12 @@ from pathlib import Path
 
 import pytest
 
-from harness import leftovers, smi, tools
+from harness.cuda import smi
 from harness.errors import ToolMissing
 from harness.record import Command, ToolRun
-from harness.tools import Symptom, Tool, Wanted
+from harness.tools import leftovers
+from harness.tools import tool as tools
+from harness.tools.tool import Symptom, Tool, Wanted
 
 WANTED = Wanted("mytool", "to test", "apt-get install mytool", floor=(2021, 2))
 

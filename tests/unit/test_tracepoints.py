@@ -8,10 +8,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from harness import cuda_source, traced, tracepoints
-from harness.device_log import Selection
+from harness.cuda import source as cuda_source
+from harness.device_log import traced, tracepoints
+from harness.device_log.layout import Selection
+from harness.device_log.tracepoints import Tracepoint, explain, instrument, parse_print
 from harness.errors import BuildFailed, UsageError
-from harness.tracepoints import Tracepoint, explain, instrument, parse_print
 from kernels.plan import Launch, Pointer
 
 KERNELS = sorted((Path(__file__).resolve().parents[2] / "kernels" / "cuda").glob("*.cu"))

@@ -12,8 +12,8 @@ from onnx import TensorProto, helper, numpy_helper
 from test_emulate import make_model, random_models
 
 from harness.errors import UsageError
-from harness.runtime import Runner
-from harness.tracing import Sanitised, suspects, trace_nonfinite
+from harness.models.runtime import Runner
+from harness.models.tracing import Sanitised, suspects, trace_nonfinite
 
 FLOAT, FLOAT16 = TensorProto.FLOAT, TensorProto.FLOAT16
 NAN, INF = np.float32("nan"), np.float32("inf")

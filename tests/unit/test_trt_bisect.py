@@ -18,25 +18,26 @@ from hypothesis import strategies as st
 from onnx import TensorProto, helper
 from small_models import make_model, planted_chain
 
-from harness.building import normalise
-from harness.emulate import lowerable
-from harness.engine_cache import EngineCache, digest
-from harness.engine_layers import LayerFact, attribute, makers_of
-from harness.engine_options import BuildOptions
+from harness.engines.building import normalise
+from harness.engines.cache import EngineCache, digest
+from harness.engines.layers import LayerFact, attribute, makers_of
+from harness.engines.options import BuildOptions
 from harness.errors import UsageError
-from harness.model import from_proto
-from harness.precision import Precision
+from harness.models.emulate import lowerable
+from harness.models.model import from_proto
+from harness.models.precision import Precision
+from harness.models.runtime import Runner
 from harness.record import Answer, Command, Outcome, ToolRun
-from harness.runtime import Runner
 from kernels import reference
-from probes import trt_plugins, trt_suspects
-from probes.candidates import from_nodes
-from probes.recipes import Lowered
-from probes.search import drive
-from probes.trt_faults import changes_of, routes_of
-from probes.trt_recipes import Change, Lowering, Materialising, Switching, Tried, described, frozen
-from probes.trt_search import around, first_cure
-from probes.trt_trial import Bench, Result, Trial, _ended, signature, visible_gpus
+from probes.bisecting.candidates import from_nodes
+from probes.bisecting.engines import plugins as trt_plugins
+from probes.bisecting.engines import suspects as trt_suspects
+from probes.bisecting.engines.faults import changes_of, routes_of
+from probes.bisecting.engines.recipes import Change, Lowering, Materialising, Switching, Tried, described, frozen
+from probes.bisecting.engines.search import around, first_cure
+from probes.bisecting.engines.trial import Bench, Result, Trial, _ended, signature, visible_gpus
+from probes.bisecting.recipes import Lowered
+from probes.bisecting.search import drive
 from reports.figures import draw_latencies, pareto
 from reports.schema import read_trial
 
@@ -422,7 +423,7 @@ def test_how_a_process_ended_is_a_signature(result, run, expected):
 
 
 def test_a_finding_of_the_sanitizer_fails_a_trial_that_went_well(tmp_path, root):
-    from probes.trt_trial import _finding
+    from probes.bisecting.engines.trial import _finding
 
     assert "read of size" in _finding(root / "tests/data/sanitizer/h100_2025.3_initcheck.xml")
     assert _finding(tmp_path / "none.xml") == "a finding"

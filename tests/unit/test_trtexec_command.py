@@ -6,10 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from harness import tools, trtexec
 from harness.errors import UsageError
-from harness.tools import Tool
-from harness.trtexec import Options
+from harness.tools import tool as tools
+from harness.tools import trtexec
+from harness.tools.tool import Tool
+from harness.tools.trtexec import Options
 
 OLD_SWITCHES = frozenset({"--useCudaGraph", "--useSpinWait", "--noDataTransfers", "--noTF32", "--fp16", "--int8"})
 V86 = Tool("trtexec", Path("/bin/trtexec"), (8, 6, 1), OLD_SWITCHES | {"--plugins"})

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
 from harness.record import Outcome
-from probes.verdicts import accuracy, finite, relative_l2
+from probes.bisecting.verdicts import accuracy, finite, relative_l2
 
 FINITE = arrays.arrays(np.float32, arrays.array_shapes(max_dims=3), elements=st.floats(-(2.0**100), 2.0**100, width=32))
 

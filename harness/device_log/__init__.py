@@ -1,0 +1,1 @@
+"""The device log: values that kernels write, taken on the GPU or under emulation, at places of our choosing."""

@@ -1,0 +1,423 @@
+"""The device log that device_log.cuh writes: layout of its buffer, which threads it is for, its content as rows."""
+
+from __future__ import annotations
+
+import mmap
+import os
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from harness.errors import UsageError
+
+if TYPE_CHECKING:
+    from harness.device_log.gpu import GpuLog
+
+HEADERS = Path(__file__).resolve().parents[2] / "kernels" / "cuda"
+DEFINE = ("PROBE_ON", "1")
+VARIABLE = "PROBE_DEVICE_LOG"  # the environment names the file to a process under emulation
+SYMBOL = "probe_device_log"
+WATCH = "watch-nan"  # the tag of a watched assignment: its value, then what it was made from
+
+# The layouts of device_log.cuh.
+SLOT = np.dtype([("site", "u4"), ("check", "u4"), ("block", "u8"), ("thread", "u4"), ("meta", "u4"), ("bits", "u8")])
+SITES = 1024
+SITE = np.dtype([("hash", "u4"), ("line", "u4"), ("text", "V504")])
+CONTROL = np.dtype([("next", "u8"), ("lost", "u8"), ("launch", "u4"), ("printed", "u4"),
+                    ("sites", "u4", SITES), ("fired", "u4", SITES)])  # fmt: skip
+RANGE = np.dtype([("low", "u4"), ("span", "u4")])
+LOG = np.dtype([("control", "u8"), ("slots", "u8"), ("site_table", "u8"), ("capacity", "u8"), ("epoch", "u4"),
+                ("blind", "u4"), ("block", RANGE, 3), ("thread", RANGE, 3), ("warp", RANGE)])  # fmt: skip
+
+# Where each part stands in the buffer, in bytes.
+CONTROL_AT = 4096
+SITES_AT = 16384
+SLOTS_AT = SITES_AT + SITES * SITE.itemsize
+
+TYPES: tuple[tuple[str, np.dtype[Any]], ...] = tuple(
+    (name, np.dtype(code))
+    for name, code in (
+        ("bool", "?"), ("int8", "i1"), ("uint8", "u1"), ("int16", "i2"), ("uint16", "u2"), ("int32", "i4"),
+        ("uint32", "u4"), ("int64", "i8"), ("uint64", "u8"), ("float16", "f2"), ("bfloat16", "u2"),
+        ("float32", "f4"), ("float64", "f8"), ("pointer", "u8"),
+    )
+)  # fmt: skip
+UNKNOWN = ("?", np.dtype("u8"))
+LARGEST = 2**32 - 1
+
+Range = tuple[int, int]  # first and last
+EVERY: Range = (0, LARGEST)
+Value = bool | int | float | str | list[Any]
+
+
+@dataclass(frozen=True)
+class Selection:
+    """Which threads write: a range on each axis of block and thread, and of warps within the block."""
+
+    block: tuple[Range, Range, Range] = (EVERY, EVERY, EVERY)
+    thread: tuple[Range, Range, Range] = (EVERY, EVERY, EVERY)
+    warp: Range = EVERY
+
+    @classmethod
+    def of(cls, block: str | None = None, thread: str | None = None, warp: str | None = None) -> Selection:
+        """From texts as on the command line: "3,*,*", "0-7,0,0", "5" (x = 5, the other axes 0); no text is every one."""
+        return cls(_axes("block", block), _axes("thread", thread), _range("warp", warp) if warp else EVERY)
+
+    def check(self, grid: Sequence[int], block: Sequence[int]) -> None:
+        """UsageError if no thread of such a launch can be meant."""
+        for name, ranges, sizes in (("block", self.block, grid), ("thread", self.thread, block)):
+            for axis, (low, _), size in zip("xyz", ranges, sizes, strict=True):
+                if low >= size:
+                    extent = "x".join(map(str, sizes))
+                    of = "grid" if name == "block" else "block"
+                    raise UsageError(
+                        f"--{name}: {axis} = {low} is outside the {of}, which is {extent}",
+                        hint=f"{axis} counts from 0 to {size - 1}",
+                    )
+        warps = -(-int(np.prod(block)) // 32)
+        if self.warp[0] >= warps:
+            raise UsageError(f"--warp: {self.warp[0]} is outside the block, which has {warps} warps",
+                             hint=f"warps count from 0 to {warps - 1}")  # fmt: skip
+
+    def write(self, log: np.ndarray[Any, Any]) -> None:
+        """Into a LOG."""
+        for name, ranges in (("block", self.block), ("thread", self.thread)):
+            log[name]["low"] = [low for low, _ in ranges]
+            log[name]["span"] = [high - low for low, high in ranges]
+        log["warp"] = (self.warp[0], self.warp[1] - self.warp[0])
+
+
+EVERYTHING = Selection()
+
+
+def _axes(name: str, text: str | None) -> tuple[Range, Range, Range]:
+    if text is None:
+        return (EVERY, EVERY, EVERY)
+    parts = text.split(",")
+    if len(parts) > 3:
+        raise UsageError(f"--{name} {text}: expected X,Y,Z, got {len(parts)} parts", hint=f"--{name} 0,0,0")
+    x, y, z = (_range(name, part) for part in [*parts, "0", "0"][:3])
+    return x, y, z
+
+
+def _range(name: str, text: str) -> Range:
+    if text.strip() == "*":
+        return EVERY
+    match = re.fullmatch(r"\s*(\d+)\s*(?:-\s*(\d+)\s*)?", text)
+    low, high = (int(match[1]), int(match[2] or match[1])) if match else (1, 0)
+    if not low <= high <= LARGEST:
+        raise UsageError(
+            f"--{name}: expected a number, a range (0-7) or *, got {text!r}",
+            hint=f"--{name} 0" + ",*,*" * (name != "warp"),
+        )
+    return low, high
+
+
+@dataclass(frozen=True)
+class Site:
+    """A PROBE in the source, as the kernel told it."""
+
+    file: str
+    line: int
+    tag: str
+    expressions: tuple[str, ...]
+
+    def name(self, value: int) -> str:
+        """The tag of one of its values: its own if it is the only one, else with the expression."""
+        if self.tag == WATCH:
+            made = f"{WATCH}: {self.expressions[0]}"
+            return f"{made} <- {self.expressions[value]}" if 0 < value < len(self.expressions) else made
+        if self.tag and len(self.expressions) <= 1:
+            return self.tag
+        expression = self.expressions[value] if value < len(self.expressions) else f"value {value}"
+        return f"{self.tag}: {expression}" if self.tag else expression
+
+
+@dataclass(frozen=True)
+class Recorded:
+    """What stood in a buffer. `lost` values found no room (None: the kernel died before that could be read); `needed`
+    slots would have held all; `torn` slots were claimed and never finished; `printed` counts calls of printf (None:
+    not known)."""
+
+    slots: np.ndarray[Any, Any] = field(repr=False)  # SLOT, whole ones only, in the order of their claims
+    sites: dict[int, Site]
+    lost: int | None
+    needed: int
+    torn: int
+    printed: int | None = None
+
+    def __len__(self) -> int:
+        return len(self._starts)
+
+    @cached_property
+    def _starts(self) -> np.ndarray[Any, Any]:
+        """Where each value begins: its first piece."""
+        return np.flatnonzero((self.slots["meta"] >> 23) & 63 == 0)
+
+    @cached_property
+    def columns(self) -> dict[str, np.ndarray[Any, Any]]:
+        """Numbers of each value, shape [rows]: sequence, site, launch_id, value_index, type, block_x .. thread_z."""
+        first = self.slots[self._starts]
+        block, thread, meta = first["block"], first["thread"], first["meta"]
+        return {
+            "sequence": np.arange(len(first)),
+            "site": first["site"],
+            "launch_id": (meta & 0x3FFFF).astype(np.int64),
+            "value_index": ((meta >> 18) & 31).astype(np.int64),
+            "type": (thread >> 26) & 15,
+            "block_x": (block & 0x7FFFFFFF).astype(np.int64),
+            "block_y": ((block >> np.uint64(31)) & np.uint64(0xFFFF)).astype(np.int64),
+            "block_z": ((block >> np.uint64(47)) & np.uint64(0xFFFF)).astype(np.int64),
+            "thread_x": (thread & 1023).astype(np.int64),
+            "thread_y": ((thread >> 10) & 1023).astype(np.int64),
+            "thread_z": ((thread >> 20) & 63).astype(np.int64),
+        }
+
+    def numbers(self, tag: str) -> np.ndarray[Any, Any]:
+        """All values of a tag as an array, shape [rows] (bfloat16 as float32), without a text in between; scalars only."""
+        wanted = [
+            (site, index) for site, place in self.sites.items()
+            for index in range(max(1, len(place.expressions))) if place.name(index) == tag
+        ]  # fmt: skip
+        columns = self.columns
+        rows = np.zeros(len(self), bool)
+        for site, index in wanted:
+            rows |= (columns["site"] == site) & (columns["value_index"] == index)
+        kinds = set(columns["type"][rows].tolist())
+        if len(kinds) != 1:
+            raise UsageError(
+                f"{tag}: expected values of one type, got {len(kinds)}", hint=", ".join(self.tags()) or None
+            )
+        name, dtype = _type(kinds.pop())
+        values = self.slots["bits"][self._starts[rows]].view("u1").reshape(-1, 8)[:, : dtype.itemsize]
+        made = np.ascontiguousarray(values).view(dtype).ravel()
+        return (made.astype("u4") << 16).view("f4") if name == "bfloat16" else made
+
+    def tags(self) -> list[str]:
+        return sorted(
+            {site.name(index) for site in self.sites.values() for index in range(max(1, len(site.expressions)))}
+        )
+
+    def values(self) -> list[tuple[str, Value]]:
+        """Type and value of each row: numbers as the shortest decimal that is the same value in its type, lists of them
+        for vectors and arrays, pointers as hexadecimal texts."""
+        made: list[tuple[str, Value]] = [("?", "")] * len(self)
+        ends = np.append(self._starts[1:], len(self.slots))
+        counts = ((self.slots["meta"] >> 29) & 7) + 1
+        simple = (ends - self._starts == 1) & (counts[self._starts] == 1)
+        kinds = self.columns["type"]
+        for kind in np.unique(kinds[simple]):
+            rows = np.flatnonzero(simple & (kinds == kind))
+            name, dtype = _type(int(kind))
+            bits = self.slots["bits"][self._starts[rows]]
+            elements = np.ascontiguousarray(bits.view("u1").reshape(-1, 8)[:, : dtype.itemsize]).view(dtype).ravel()
+            for row, value in zip(rows.tolist(), _plain(name, elements), strict=True):
+                made[row] = (name, value)
+        for row in np.flatnonzero(~simple).tolist():
+            pieces = self.slots[self._starts[row] : ends[row]]
+            name, dtype = _type(int(kinds[row]))
+            size = counts[self._starts[row] : ends[row]]
+            data = b"".join(
+                int(bits).to_bytes(8, "little")[: int(count) * dtype.itemsize]
+                for bits, count in zip(pieces["bits"], size, strict=True)
+            )
+            made[row] = (f"{name}[{int(size.sum())}]", _plain(name, np.frombuffer(data, dtype)))
+        return made
+
+    def rows(self, kernel: str = "") -> list[dict[str, Any]]:
+        """One dictionary a value, as in result.json: sequence, launch_id, kernel, tag, file, line, block, thread, type,
+        value; in order of the claims, which for each thread is the order of its own."""
+        columns = {name: column.tolist() for name, column in self.columns.items()}
+        made = []
+        for row, (kind, value) in enumerate(self.values()):
+            at = {name: column[row] for name, column in columns.items()}
+            site = self.sites.get(at["site"]) or Site("", 0, f"site {at['site']:#010x}", ())
+            made.append({
+                "sequence": at["sequence"], "launch_id": at["launch_id"], "kernel": kernel,
+                "tag": site.name(at["value_index"]), "file": site.file, "line": site.line,
+                "block": [at["block_x"], at["block_y"], at["block_z"]],
+                "thread": [at["thread_x"], at["thread_y"], at["thread_z"]],
+                "type": kind, "value": value,
+            })  # fmt: skip
+        return made
+
+
+def _type(code: int) -> tuple[str, np.dtype[Any]]:
+    return TYPES[code] if code < len(TYPES) else UNKNOWN
+
+
+def _plain(name: str, elements: np.ndarray[Any, Any]) -> list[Any]:
+    """Python values; a float of few bits is the shortest decimal that reads back as the same value."""
+    if name == "pointer":
+        return [f"{value:#x}" for value in elements.tolist()]
+    if name == "bfloat16":
+        wide = (elements.astype("u4") << 16).view("f4")
+        return [float(f"{value:.4g}") for value in wide.tolist()]
+    if name in ("float16", "float32"):
+        return [float(str(value)) for value in elements]
+    return list(elements.tolist())
+
+
+def size_of(capacity: int) -> int:
+    """Bytes of a buffer for so many slots."""
+    return SLOTS_AT + capacity * SLOT.itemsize
+
+
+def describe(capacity: int, selection: Selection, epoch: int = 1) -> np.ndarray[Any, Any]:
+    """A LOG, shape [1], whose pointers are offsets into the buffer."""
+    log = np.zeros(1, LOG)
+    log["control"], log["slots"], log["site_table"] = CONTROL_AT, SLOTS_AT, SITES_AT
+    log["capacity"], log["epoch"] = capacity, epoch
+    selection.write(log[0])
+    return log
+
+
+def create(path: Path, capacity: int, selection: Selection | None = None) -> Path:
+    """Make the file that a process under emulation logs into; UsageError if there is no room for it."""
+    if not 1 <= capacity <= 2**32:
+        raise UsageError(f"expected room for 1 to 4294967296 records, got {capacity}", hint="--records 1000000")
+    try:
+        with path.open("wb") as stream:
+            os.posix_fallocate(stream.fileno(), 0, size_of(capacity))
+            stream.write(describe(capacity, selection or Selection()).tobytes())
+    except OSError as error:
+        raise UsageError(
+            f"{size_of(capacity)} bytes for the device log: {error.strerror}",
+            hint="a smaller --records, or another TMPDIR",
+        ) from error
+    return path
+
+
+def select(path: Path, selection: Selection) -> None:
+    """Other threads for the next run into the same file; what stands in it is forgotten."""
+    with path.open("r+b") as stream, mmap.mmap(stream.fileno(), 0) as content:
+        old = np.frombuffer(content, LOG, 1)[0]
+        new = describe(int(old["capacity"]), selection, int(old["epoch"]) + 1)
+        claimed = int(np.frombuffer(content, CONTROL, 1, CONTROL_AT)[0]["next"])
+        del old  # or the map cannot be closed
+        end = min(size_of(claimed), len(content))
+        content[CONTROL_AT:end] = bytes(end - CONTROL_AT)
+        content[: LOG.itemsize] = new.tobytes()
+
+
+def shrink(path: Path, recorded: Recorded) -> None:
+    """Cut off what was never written; the file still reads the same."""
+    os.truncate(path, size_of(max(1, recorded.needed)) if not recorded.lost else path.stat().st_size)
+
+
+def read(path: Path) -> Recorded:
+    """What a file holds, at any time, also after the process that wrote it was killed."""
+    if path.stat().st_size <= SLOTS_AT:
+        raise UsageError(f"{path}: expected a device log, got {path.stat().st_size} bytes")
+    return decode(np.memmap(path, "u1", "r"))
+
+
+def decode(
+    buffer: np.ndarray[Any, Any], control: np.ndarray[Any, Any] | None = None, *, alive: bool = True
+) -> Recorded:
+    """The content of a buffer, bytes [n]. `control` is a CONTROL, shape [1], if it stood elsewhere; if it could not be
+    read (`alive` is False), the slots alone tell what was written."""
+    log = buffer[: LOG.itemsize].view(LOG)[0]
+    alive = alive and not log["blind"]
+    capacity = min(int(log["capacity"]), (len(buffer) - SLOTS_AT) // SLOT.itemsize)
+    if control is None:
+        control = buffer[CONTROL_AT : CONTROL_AT + CONTROL.itemsize].view(CONTROL)
+    slots = buffer[SLOTS_AT : SLOTS_AT + capacity * SLOT.itemsize].view(SLOT)
+    claimed = min(int(control[0]["next"]), capacity) if alive else capacity
+    slots = slots[:claimed]
+    whole = _check(slots, int(log["epoch"])) == slots["check"]
+    whole &= slots["site"] != 0
+    used = int(np.flatnonzero(whole)[-1]) + 1 if whole.any() else 0
+    kept = _complete(slots[:used], whole[:used])
+    filled = alive and int(control[0]["next"]) <= capacity  # else some at the end were left empty on purpose
+    torn = int((~whole if filled else slots.view("u8").reshape(-1, 4).any(axis=1) & ~whole).sum())
+    if not alive:
+        return Recorded(kept, _sites(buffer), 0 if used < capacity else None, used, torn, None)
+    told = control[0]
+    return Recorded(kept, _sites(buffer), int(told["lost"]), int(told["next"]), torn, int(told["printed"]))
+
+
+def _complete(slots: np.ndarray[Any, Any], whole: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    """The whole slots, without those of values of which another piece is missing: a crash came between."""
+    places = np.flatnonzero(whole)
+    slots = slots[places]
+    if not len(slots):
+        return slots
+    piece, last = (slots["meta"] >> 23) & 63, slots["block"] >> np.uint64(63) == 1
+    follows = np.zeros(len(slots), bool)
+    follows[1:] = (piece[1:] == piece[:-1] + 1) & ~last[:-1] & (np.diff(places) == 1)
+    starts = np.flatnonzero(~follows)
+    sizes = np.diff(np.append(starts, len(slots)))
+    kept: np.ndarray[Any, Any] = slots[np.repeat((piece[starts] == 0) & last[starts + sizes - 1], sizes)]
+    return kept
+
+
+def _check(slots: np.ndarray[Any, Any], epoch: int) -> np.ndarray[Any, Any]:
+    """The check word of each slot, as device_log.cuh works it out."""
+    total: np.ndarray[Any, Any] = np.full(len(slots), epoch, np.uint32)
+    for word in (slots["site"], slots["block"], slots["block"] >> np.uint64(32), slots["thread"], slots["meta"],
+                 slots["bits"], slots["bits"] >> np.uint64(32)):  # fmt: skip
+        total = (total ^ word.astype(np.uint32)) * np.uint32(0x9E3779B1)
+        total ^= total >> np.uint32(15)
+    return total
+
+
+def _sites(buffer: np.ndarray[Any, Any]) -> dict[int, Site]:
+    table = buffer[SITES_AT:SLOTS_AT].view(SITE)
+    made = {}
+    for entry in table[table["hash"] != 0]:
+        file, tag, expressions = (entry["text"].tobytes().split(b"\0") + [b""] * 3)[:3]
+        text = expressions.decode("utf-8", "replace")
+        made[int(entry["hash"])] = Site(
+            _shown(file.decode("utf-8", "replace")), int(entry["line"]), tag.decode("utf-8", "replace"),
+            tuple(split_expressions(text)),
+        )  # fmt: skip
+    return made
+
+
+def _shown(path: str) -> str:
+    """A path without what it says about the machine."""
+    if not Path(path).is_absolute():
+        return path
+    try:
+        return Path(path).relative_to(Path.cwd()).as_posix()
+    except ValueError:
+        return Path(path).name
+
+
+def split_expressions(text: str) -> Iterator[str]:
+    """The expressions between the commas of an argument list: "a, f(b, c)" gives "a" and "f(b, c)"."""
+    depth, start = 0, 0
+    quote = ""
+    for at, character in enumerate(text):
+        if quote:
+            quote = "" if character == quote and text[at - 1] != "\\" else quote
+        elif character in "\"'":
+            quote = character
+        elif character in "([{":
+            depth += 1
+        elif character in ")]}":
+            depth -= 1
+        elif character == "," and depth == 0:
+            yield text[start:at].strip()
+            start = at + 1
+    if last := text[start:].strip():
+        yield last
+
+
+def capture(*modules: Any, records: int = 1_000_000, block: str | None = None, thread: str | None = None,
+            warp: str | None = None) -> AbstractContextManager[GpuLog]:  # fmt: skip
+    """Log what kernels of `modules` write while the block runs; they were compiled with `-DPROBE_ON=1`, `-I HEADERS`.
+
+    A module is what CuPy (RawModule) or PyCUDA loaded, a handle of the driver, or a library opened by ctypes that
+    exports `probe_attach`. `records` is how many values there is room for; the texts choose threads, as `Selection.of`.
+    """
+    from harness.device_log import gpu as gpu_log
+
+    return gpu_log.capture(modules, records, Selection.of(block, thread, warp))

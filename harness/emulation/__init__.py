@@ -1,0 +1,1 @@
+"""Plans of CUDA kernels on the CPU, thread for thread."""

@@ -1,0 +1,108 @@
+"""Searches where every question is an engine build: they start from a suspicion, and certify what is left of it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection, Generator, Mapping, Sequence
+
+from harness.record import Answer, Outcome
+from probes.bisecting.search import Ask, Found, Query, Search, smallest_kept
+
+FEW = 12  # suspects up to this number are asked about one by one: halving would cost more builds
+GROWTH = 2  # how much wider the suspicion gets whenever it proved too narrow
+_CLEAN, _BROKEN = Answer(Outcome.PASS, 0.0), Answer(Outcome.FAIL, math.inf)
+
+
+def around(
+    order: Sequence[int], suspects: Collection[int], sensitivity: Mapping[int, float],
+    costs: Mapping[int, float] | None = None,
+) -> Search:  # fmt: skip
+    """The candidates to keep, where `suspects` are probably all of them: one question whether they are, one for each.
+
+    Where they are not, those of the highest `sensitivity` (beyond it, the last in `order`) are suspected as well, twice
+    as many every time. With `costs`, what is dearest to keep is tried first, so that among equals the cheap stay.
+    The same promises as those of `smallest_kept`: what is applied was answered PASS, what is kept was asked on top of it.
+    """
+    everything = frozenset(order)
+    whole = yield Ask(everything, ((0.3, _CLEAN), (0.7, _BROKEN)))
+    if whole.outcome is Outcome.PASS or not order:
+        return Found(everything, sensitivity=sensitivity)
+    held = yield from _enough(order, suspects, sensitivity)
+    applied = everything - held
+    left = sorted(held, key=lambda c: (-costs.get(c, 0.0) if costs else 0.0, sensitivity.get(c, math.inf), c))
+    if len(left) > FEW:
+        found = yield from _on_top(smallest_kept(left, sensitivity=dict.fromkeys(left, 0.0)), applied)
+        applied, left = applied | found.applied, list(found.kept)
+    applied, undecided = yield from _certify(applied, left)
+    place = {candidate: number for number, candidate in enumerate(order)}
+    kept = tuple(sorted(everything - applied, key=place.__getitem__))
+    return Found(applied, kept, tuple(c for c in kept if c in undecided), sensitivity)
+
+
+def first_cure(order: Sequence[int], groups: Sequence[Collection[int]] = ()) -> Search:
+    """One change that cures, where each alone may: candidates are changes, `Found.kept` those that are made.
+
+    Queries name the changes that are not made. Each is tried alone, in this order; then all that go together (of each of
+    `groups`, which exclude each other, the last and strongest), and what of those is needed. Everything is undecided if nothing cures.
+    """
+    everything = frozenset(order)
+    whole = yield Ask(everything, ((0.2, _CLEAN), (0.8, _BROKEN)))
+    if whole.outcome is Outcome.PASS or not order:
+        return Found(everything)
+    for candidate in order:
+        answer = yield Ask(everything - {candidate}, ((0.3, _CLEAN), (0.7, _BROKEN)))
+        if answer.outcome is Outcome.PASS:
+            return Found(everything - {candidate}, (candidate,))
+    excluded = frozenset(c for group in groups for c in sorted(group, key=order.index)[:-1])
+    together = [c for c in order if c not in excluded]
+    answer = yield Ask(excluded, ((0.3, _CLEAN), (0.7, _BROKEN)))
+    if answer.outcome is not Outcome.PASS:
+        return Found(everything, tuple(order), tuple(order))
+    found = yield from _on_top(smallest_kept(together), excluded)
+    return Found(excluded | found.applied, found.kept, found.undecided)
+
+
+def _enough(
+    order: Sequence[int], suspects: Collection[int], sensitivity: Mapping[int, float]
+) -> Generator[Ask, Answer, Query]:
+    """A set that, kept, leaves nothing wrong: the suspects, or more of the most sensitive."""
+    ranked = sorted(order, key=lambda c: (c not in suspects, -sensitivity.get(c, 0.0)))
+    size = max(1, len(frozenset(suspects) & frozenset(order)))
+    while size < len(order):
+        held = frozenset(ranked[:size])
+        answer = yield Ask(frozenset(order) - held, ((0.8, _CLEAN), (0.2, _BROKEN)))
+        if answer.outcome is Outcome.PASS:
+            return held
+        size *= GROWTH
+    return frozenset(order)  # nothing applied: the caller has checked that
+
+
+def _on_top(search: Search, applied: Query) -> Generator[Ask, Answer, Found]:
+    """A search whose questions are all asked with `applied` applied as well."""
+    try:
+        request = next(search)
+        while True:
+            answer = yield Ask(request.query | applied, request.likely)
+            request = search.send(answer)
+    except StopIteration as end:
+        found: Found = end.value
+        return found
+
+
+def _certify(applied: Query, kept: Sequence[int]) -> Generator[Ask, Answer, tuple[Query, frozenset[int]]]:
+    """Ask every kept candidate on top of what is applied until a whole round adds none; the UNRESOLVED ones, too."""
+    known: dict[Query, Answer] = {}
+    while True:
+        before, undecided = applied, set()
+        for candidate in kept:
+            query = applied | {candidate}
+            if candidate in applied:
+                continue
+            if query not in known:
+                known[query] = yield Ask(query, ((0.1, _CLEAN), (0.9, _BROKEN)))
+            if known[query].outcome is Outcome.PASS:
+                applied = query
+            elif known[query].outcome is Outcome.UNRESOLVED:
+                undecided.add(candidate)
+        if applied == before:
+            return applied, frozenset(undecided)

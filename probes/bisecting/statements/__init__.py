@@ -1,0 +1,1 @@
+"""`probe bisect FILE.cu`: statements of a kernel as candidates."""

@@ -1,0 +1,1 @@
+"""`probe ladder`: how fast a model can get, step by step and route by route."""

@@ -1,0 +1,1 @@
+"""`probe printf`: values of chosen threads, as a table."""

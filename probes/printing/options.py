@@ -1,0 +1,105 @@
+"""The options of `probe printf`, and how they become `Settings`."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from harness.errors import UsageError
+
+if TYPE_CHECKING:
+    from probes.printing.running import Settings
+
+FILE = click.Path(dir_okay=False, path_type=Path)
+FOLDER = click.Path(file_okay=False, path_type=Path)
+CHECKS = "all, none, or some of memory, race, init, with commas between"
+
+_OPTIONS = (
+    click.argument("source", metavar="FILE.cu", type=click.Path(path_type=Path)),
+    click.option("--entry", metavar="NAME", help="The kernel. Not needed where the file has one only."),
+    click.option("--at", "lines", metavar="LINE", type=click.IntRange(min=1), multiple=True,
+                 help="Log just before the statement at this line; --print after it says what. May be given again."),
+    click.option("--print", "prints", metavar="EXPRESSIONS", multiple=True, help="'mean, rstd, x[i]': the values for the --at before it."),
+    click.option("--if", "condition", metavar="EXPRESSION", help="Log at the --at lines only where this holds."),
+    click.option("--watch-nan", "watch", is_flag=True, help="Log the first NaN or Inf of every assignment of floating type, and its operands."),
+    click.option("--thread", metavar="X,Y,Z", help="Only this thread of each block: numbers, ranges (0-7), or *."),
+    click.option("--in-block", "in_block", metavar="X,Y,Z", help="Only this block: numbers, ranges, or *."),
+    click.option("--warp", metavar="N", help="Only this warp of each block, or a range of them."),
+    click.option("--grid", metavar="X[,Y[,Z]]", help="Blocks of the launch."),
+    click.option("--block", "blocks", metavar="X[,Y[,Z]]", multiple=True,
+                 help="Threads of a block; a value with a *, a range or a 0 in it (3,*,*), or a second --block, chooses"
+                 " blocks instead, as --in-block does."),
+    click.option("--smem", "--shared", "shared_bytes", metavar="BYTES", type=click.IntRange(min=0), help="Dynamic shared memory."),
+    click.option("--args", "arguments", metavar="FILE", type=FILE, help="Arrays and scalars by parameter name: .npz or YAML."),
+    click.option("-D", "--define", "defines", metavar="NAME[=VALUE]", multiple=True, help="A macro for the compiler."),
+    click.option("--from-session", "from_session", metavar="DIR", type=FOLDER, help="Arguments and launch of an earlier run."),
+    click.option("--emulate/--gpu", "emulate", default=None, help="On the CPU, or on the GPU. Default: the GPU where there is one."),
+    click.option("--check", "checks", metavar="CHECKS", default="none", show_default=True, help=f"Of the emulation: {CHECKS}."),
+    click.option("--records", metavar="N", type=click.IntRange(min=1), default=1_000_000, show_default=True,
+                 help="Room for so many values of up to 8 bytes."),
+    click.option("--grow", is_flag=True, help="Where it was not enough, run again with room for all."),
+    click.option("--timeout", "timeout_s", metavar="SECONDS", type=click.FloatRange(min=0, min_open=True), default=60.0, show_default=True),
+    click.option("--out", metavar="DIR", type=FOLDER, help="The session's folder."),
+)  # fmt: skip
+
+
+def print_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    for option in reversed(_OPTIONS):
+        command = option(command)
+    return command
+
+
+def to_settings(values: dict[str, Any]) -> Settings:
+    """`Settings` from what click parsed (without --out and --json)."""
+    from probes.printing.running import Settings
+
+    values = dict(values)
+    lines, prints = values.pop("lines"), values.pop("prints")
+    if len(lines) != len(prints):
+        raise UsageError(
+            f"{len(lines)} --at and {len(prints)} --print: each line needs what to print there",
+            hint="--at 57 --print 'mean, rstd' --at 60 --print 'x[i]'",
+        )
+    block, chosen = split_blocks(values.pop("blocks"), values.pop("in_block"))
+    grid = values.pop("grid")
+    defines = tuple(define(text) for text in values.pop("defines"))
+    return Settings(
+        points=tuple(zip(lines, prints, strict=True)), in_block=chosen, grid=extent("grid", grid) if grid else None,
+        block=extent("block", block) if block else None, defines=defines, **values,
+    )  # fmt: skip
+
+
+def split_blocks(texts: tuple[str, ...], in_block: str | None) -> tuple[str | None, str | None]:
+    """(threads of a block, chosen blocks) of the values of --block and the one of --in-block.
+
+    What cannot be a size (a *, a range, a 0) chooses; the first that can be one is the size, a second one chooses.
+    """
+    chosen = [in_block] if in_block else []
+    sizes: list[str] = []
+    for text in texts:
+        (chosen if re.search(r"[*-]|(?:^|,)\s*0+\s*(?:,|$)", text) else sizes).append(text)
+    chosen += sizes[1:]
+    if len(chosen) > 1:
+        raise UsageError(f"blocks are chosen twice: {' and '.join(chosen)}", hint="--block 128 --in-block 3,0,0")
+    return (sizes[0] if sizes else None), (chosen[0] if chosen else None)
+
+
+def define(text: str) -> tuple[str, str]:
+    """NAME or NAME=VALUE."""
+    name, given, value = text.partition("=")
+    if not name.isidentifier() or "\n" in text:
+        raise UsageError(f"-D {text!r}: expected NAME or NAME=VALUE", hint="-D HEAD_SIZE=64")
+    return name, value if given else "1"
+
+
+def extent(name: str, text: str) -> tuple[int, int, int]:
+    """ "4", "4,2,1" or "4x2" as x, y, z."""
+    parts = re.split(r"[,x]", text)
+    if not 1 <= len(parts) <= 3 or not all(part.strip().isdigit() and int(part) for part in parts):
+        raise UsageError(f"--{name}: expected X, X,Y or X,Y,Z, numbers from 1, got {text!r}", hint=f"--{name} 4,2,1")
+    x, y, z = [*(int(part) for part in parts), 1, 1][:3]
+    return x, y, z

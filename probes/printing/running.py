@@ -1,0 +1,310 @@
+"""`probe printf`: chosen values of chosen threads of one kernel, as a table, with nothing lost."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from harness.cuda import driver as cuda
+from harness.cuda import source as cuda_source
+from harness.cuda.source import Source
+from harness.device_log import traced, tracepoints
+from harness.device_log.layout import Selection
+from harness.device_log.traced import Job, Traced
+from harness.device_log.tracepoints import Instrumented
+from harness.errors import EXIT_CLEAN, EXIT_DEFECT, ArtifactMissing, BuildFailed, UsageError
+from harness.record import Session, to_json
+from kernels.plan import Extent, Launch
+from probes.targets import arguments, driving
+from probes.targets.arguments import Inputs
+from reports import page, printed
+from reports.columns import validate
+
+Tell = Callable[[str], None]
+MOST_JSON_ROWS = 1_000_000  # in result.json: more are only in the tables
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What was asked for; texts of selections are as on the command line."""
+
+    source: Path
+    entry: str | None = None
+    points: tuple[tuple[int, str], ...] = ()
+    condition: str | None = None
+    watch: bool = False
+    thread: str | None = None
+    in_block: str | None = None
+    warp: str | None = None
+    grid: Extent | None = None
+    block: Extent | None = None
+    shared_bytes: int | None = None
+    arguments: Path | None = None
+    defines: tuple[tuple[str, str], ...] = ()
+    from_session: Path | None = None
+    emulate: bool | None = None
+    checks: str = "none"
+    records: int = 1_000_000
+    grow: bool = False
+    timeout_s: float = 60.0
+
+    def command(self) -> list[str]:
+        """The command line again, without the folders of this machine."""
+        words = ["printf", self.source.name]
+        for line, text in self.points:
+            words += ["--at", str(line), "--print", text]
+        pairs: list[tuple[str, Any]] = [
+            ("--entry", self.entry), ("--if", self.condition), ("--thread", self.thread), ("--in-block", self.in_block),
+            ("--warp", self.warp), ("--grid", _shown(self.grid)), ("--block", _shown(self.block)),
+            ("--smem", self.shared_bytes), ("--args", self.arguments and self.arguments.name),
+            ("--from-session", self.from_session and self.from_session.name),
+            ("--check", None if self.checks == "none" else self.checks),
+        ]  # fmt: skip
+        words += [word for name, value in self.defines for word in ("-D", f"{name}={value}")]
+        words += [word for name, value in pairs if value is not None for word in (name, str(value))]
+        flags = [
+            ("--watch-nan", self.watch),
+            ("--grow", self.grow),
+            ("--emulate", self.emulate),
+            ("--gpu", self.emulate is False),
+        ]
+        return words + [name for name, wanted in flags if wanted]
+
+
+@dataclass(frozen=True)
+class Printing:
+    """What came of it: the session and the result, which is result.json."""
+
+    session: Session
+    result: dict[str, Any]
+
+    @property
+    def exit_code(self) -> int:
+        return EXIT_DEFECT if self.result["defects"] else EXIT_CLEAN
+
+
+@dataclass(frozen=True)
+class _Subject:
+    """A kernel and what it is launched with."""
+
+    source: Source
+    folder: Path
+    entry: str
+    inputs: Inputs
+    grid: Extent
+    block: Extent
+    shared_bytes: int
+
+
+def run(settings: Settings, out: Path | None = None, tell: Tell = lambda _: None) -> Printing:
+    """Log what is asked for and write the session; everything that can be refused is refused before it is made."""
+    points = tuple(tracepoints.parse_print(line, text, settings.condition) for line, text in settings.points)
+    if settings.condition is not None and not points:
+        raise UsageError("--if needs a line", hint="--at 57 --print 'mean' --if 'mean > 10.f'")
+    subject = _subject(settings)
+    selection = Selection.of(settings.in_block, settings.thread, settings.warp)
+    selection.check(subject.grid, subject.block)
+    made = tracepoints.instrument(
+        subject.source, points, watch=settings.watch, folder=subject.folder, entry=subject.entry
+    )
+    emulate = not has_gpu() if settings.emulate is None else settings.emulate
+    session = Session.create("printf", out)
+    more = {"source": subject.source.name, "entry": subject.entry, "backend": "emulation" if emulate else "gpu"}
+    session.write_json("manifest.json", driving.manifest("printf", settings.command(), more))
+    _keep_inputs(session, subject)
+    tell("compiling and running")
+    done, notes = _trace(settings, subject, made, selection, session, emulate)
+    rows = done.recorded.rows(subject.entry)
+    result = _result(settings, subject, made, done, rows, notes)
+    _write(session, result, rows, done)
+    tell("drawing the page")
+    page.write(session)
+    return Printing(session, result)
+
+
+def has_gpu() -> bool:
+    try:
+        cuda.driver()
+    except UsageError:
+        return False
+    return True
+
+
+# ---- what is run
+
+
+def _subject(settings: Settings) -> _Subject:
+    source = cuda_source.read(settings.source)
+    earlier = _earlier(settings.from_session) if settings.from_session else {}
+    entry = settings.entry or earlier.get("entry") or _only_kernel(source)
+    function = tracepoints.kernel_of(source, entry)
+    given = arguments.read(settings.from_session / "raw" / "arguments.npz") if settings.from_session else {}
+    if settings.arguments is not None:
+        given |= arguments.read(settings.arguments)
+    inputs = arguments.bind(arguments.parameters(source, function), given)
+    grid, block = settings.grid or earlier.get("grid"), settings.block or earlier.get("block")
+    if grid is None or block is None:
+        missing = "--grid" if grid is None else "--block"
+        raise UsageError(f"the launch is not known: no {missing}", hint="--grid 4 --block 128")
+    shared = settings.shared_bytes if settings.shared_bytes is not None else earlier.get("shared_bytes", 0)
+    return _Subject(source, settings.source.resolve().parent, entry, inputs, grid, block, shared)
+
+
+def _only_kernel(source: Source) -> str:
+    names = [function.name for function in source.kernels]
+    if len(names) != 1:
+        there = ", ".join(names) or "none"
+        raise UsageError(f"{source.name} has {len(names)} kernels: {there}",
+                         hint=f"--entry {names[0]}" if names else "a source with a __global__ function")  # fmt: skip
+    return names[0]
+
+
+def _earlier(folder: Path) -> dict[str, Any]:
+    """The launch of an earlier session."""
+    path = folder / "raw" / "launch.json"
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ArtifactMissing(
+            f"{folder} holds no captured launch (raw/launch.json)", hint="a session of probe printf"
+        ) from error
+    return {**content, "grid": tuple(content["grid"]), "block": tuple(content["block"])}
+
+
+def _keep_inputs(session: Session, subject: _Subject) -> None:
+    """What `--from-session` takes, and the source for the page."""
+    subject.inputs.save(session.raw / "arguments.npz")
+    launch = {
+        "entry": subject.entry,
+        "grid": subject.grid,
+        "block": subject.block,
+        "shared_bytes": subject.shared_bytes,
+    }
+    (session.raw / "launch.json").write_text(json.dumps(launch), encoding="utf-8")
+    (session.raw / "source.cu").write_bytes(subject.source.text)
+
+
+def _trace(
+    settings: Settings, subject: _Subject, made: Instrumented, selection: Selection, session: Session, emulate: bool
+) -> tuple[Traced, list[str]]:
+    """Compile and run; a source that its own macros spoil for the watch or for counting printf is tried without."""
+    prints = not emulate and b"printf" in subject.source.text
+
+    def attempt(copy: Instrumented, count: bool) -> Traced:
+        return traced.run(_job(settings, subject, copy, selection, session, count), emulate=emulate, grow=settings.grow)
+
+    attempts: list[tuple[Callable[[], Instrumented], bool, str]] = [(lambda: made, prints, "")]
+    if settings.watch:
+        attempts.append((lambda: tracepoints.instrument(subject.source, made.points, watch=True, operands=False, folder=subject.folder, entry=subject.entry), prints,
+                         "the operands of watched assignments could not be logged"))  # fmt: skip
+    if prints:
+        attempts.append((lambda: made, False, "calls of printf could not be counted"))
+    first: BuildFailed | None = None
+    for copy, count, note in attempts:
+        try:
+            return attempt(copy(), count), [note] if note else []
+        except BuildFailed as error:
+            explained = tracepoints.explain(error, made.points)
+            if isinstance(explained, UsageError):
+                raise explained from None
+            first = first or error
+    assert first is not None
+    raise first
+
+
+def _job(
+    settings: Settings, subject: _Subject, copy: Instrumented, selection: Selection, session: Session, count: bool
+) -> Job:
+    path = traced.place(copy.text, subject.source.name)
+    launch = Launch(path, subject.entry, subject.grid, subject.block, subject.inputs.arguments, subject.shared_bytes,
+                    traced.defines_of(settings.defines), subject.inputs.names)  # fmt: skip
+    return Job(launch, subject.inputs.arrays, session.raw, selection, settings.records, settings.timeout_s,
+               settings.checks, count)  # fmt: skip
+
+
+# ---- what came of it
+
+
+def _result(
+    settings: Settings,
+    subject: _Subject,
+    made: Instrumented,
+    done: Traced,
+    rows: list[dict[str, Any]],
+    notes: list[str],
+) -> dict[str, Any]:
+    watched = [row for row in rows if row["tag"].startswith("watch-nan: ") and " <- " not in row["tag"]]
+    defects = len(watched) + len(done.findings) + (done.ended != "finished" and not done.findings)
+    if len(rows) > MOST_JSON_ROWS:
+        notes = [*notes, f"result.json has the first {MOST_JSON_ROWS} rows; all are in device_log.csv"]
+    return {
+        "kernel": subject.entry, "source": subject.source.name, "grid": subject.grid, "block": subject.block,
+        "records": len(rows), "lost": done.recorded.lost, "torn": done.recorded.torn, "ended": done.ended,
+        "message": done.message, "defects": defects, "watched": made.watched,
+        "not_finite": [_place(row) for row in watched], "rows": rows[:MOST_JSON_ROWS],
+        "printed": [_printed(one) for one in done.printed], "printed_lost": done.printed_lost,
+        "findings": list(done.findings), "notes": [*notes, *_advice(settings, made, done, len(rows))],
+    }  # fmt: skip
+
+
+def _place(row: Mapping[str, Any]) -> dict[str, Any]:
+    kept = {key: row[key] for key in ("sequence", "file", "line", "block", "thread", "type", "value")}
+    return {**kept, "assigned": row["tag"].removeprefix("watch-nan: ")}
+
+
+def _printed(one: Any) -> dict[str, Any]:
+    return {"launch_id": one.launch_id, "kernel": one.kernel, "range": one.range, "text": one.text,
+            "block": list(one.block) if one.block else None, "thread": list(one.thread) if one.thread else None}  # fmt: skip
+
+
+def _advice(settings: Settings, made: Instrumented, done: Traced, rows: int) -> list[str]:
+    notes = []
+    if done.recorded.lost is None:
+        notes.append("the kernel died with a full buffer: how many values were lost is not known; more room: --records")
+    elif done.recorded.lost:
+        notes.append(f"{done.recorded.lost} values were lost: --grow, or --records {done.recorded.needed}")
+    if done.recorded.torn:
+        notes.append(f"{done.recorded.torn} values were being written when the kernel died, and are left out")
+    if done.printed_lost:
+        notes.append(f"{done.printed_lost} outputs of printf were overwritten in CUDA's buffer: log with PROBE instead")
+    if done.printed_lost is None and done.printed:
+        notes.append("whether printf lost outputs is not known")
+    if not rows and made.points and done.ended == "finished":
+        notes.append("no chosen thread came by the lines")
+    if settings.watch and not any(name.startswith("watch-nan") for name in done.recorded.tags()):
+        notes.append(f"{made.watched} assignments were watched: no NaN, no Inf")
+    return notes
+
+
+def _write(session: Session, result: Mapping[str, Any], rows: Sequence[Mapping[str, Any]], done: Traced) -> None:
+    """result.json, the tables, and the log as `probe report` reads it."""
+    if rows:
+        table = validate("device_log", pd.DataFrame([flat(row) for row in rows]))
+        table.to_csv(session.folder / "device_log.csv", index=False, lineterminator="\n")
+        if find_spec("pyarrow") is not None:
+            table.to_parquet(session.raw / "device_log.parquet", index=False)
+        else:
+            lines = "".join(to_json(flat(row)) + "\n" for row in rows)
+            (session.raw / "device_log.jsonl").write_text(lines, encoding="utf-8")
+    if done.printed:
+        text = "".join(f"{one.text}\n" for one in done.printed)
+        (session.raw / "printed.txt").write_text(text, encoding="utf-8")
+    session.write_json("result.json", result)
+
+
+def flat(row: Mapping[str, Any]) -> dict[str, Any]:
+    """A row of result.json as one of the table device_log."""
+    made = {key: value for key, value in row.items() if key not in ("block", "thread")}
+    for what in ("block", "thread"):
+        made |= {f"{what}_{axis}": number for axis, number in zip("xyz", row[what], strict=True)}
+    return {**made, "value": printed.value_text(row["value"])}
+
+
+def _shown(size: Extent | None) -> str | None:
+    return None if size is None else ",".join(map(str, size))

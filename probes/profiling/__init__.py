@@ -1,0 +1,1 @@
+"""`probe profile`: the right tools around a target, in one report."""

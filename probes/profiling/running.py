@@ -1,0 +1,273 @@
+"""`probe profile`: the right tools around a model, an engine, a kernel or any program, one after another, in one report."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from harness.cuda import smi
+from harness.errors import EXIT_CLEAN, EXIT_INTERRUPTED, EXIT_UNDECIDED, ProbeError, ToolMissing, UsageError
+from harness.models import inputs as samples_of
+from harness.models import model as models
+from harness.record import Session
+from harness.tools import ncu, nsys, trtexec
+from harness.tools import tool as tools
+from harness.tools.tool import Recorded
+from probes import reporting
+from probes.profiling.settings import INPROCESS, Settings
+from probes.targets import driving, measuring_models, workloads
+from probes.targets.driving import Drive, Tell
+from probes.targets.inferring import Spec
+from probes.targets.target import Kind
+from probes.targets.workloads import Workload
+from reports import joining, profile_page, units
+from reports.artifact import Artifact
+from reports.collect import Collection, collect
+from reports.readers import detect
+
+WANTED = {"nsys": nsys.WANTED, "ncu": ncu.WANTED, "trtexec": trtexec.WANTED}
+INSTEAD = "the same was measured in-process, with the same tables"
+MOST_ROWS = 10
+MEASUREMENT = "measurement.json"
+
+
+@dataclass(frozen=True)
+class Profiled:
+    """The session, its result.json as a dict, and the exit code."""
+
+    session: Session
+    result: dict[str, Any]
+    exit_code: int
+
+
+def profile(settings: Settings, out: Path | None, tell: Tell) -> Profiled:
+    """Profile a target in a fresh session; a tool that fails does not keep the others from running.
+
+    Raises ToolMissing or UsageError before anything runs, if what was asked for is not here or does not fit.
+    """
+    chosen = choose(settings)
+    session = Session.create("profile", out)
+    more = {"target": settings.target.name, "tools_asked": list(chosen)}
+    session.write_json("manifest.json", driving.manifest("profile", settings.command(), more))
+    drive = Drive(session, tell)
+    with drive.kept():
+        _Profile(settings, drive).run(chosen)
+    return _conclude(drive)
+
+
+def choose(settings: Settings) -> tuple[str, ...]:
+    """The tools to run: those asked for, or what is here. Raises ToolMissing for one that was asked for and is not."""
+    if settings.tools:
+        for name in settings.tools:
+            if name in WANTED and not (name == "trtexec" and not tools.here(trtexec.WANTED)):
+                tools.find(WANTED[name])
+        return tuple(
+            INPROCESS if name == "trtexec" and not tools.here(trtexec.WANTED) else name for name in settings.tools
+        )
+    measures = settings.target.kind in (Kind.MODEL, Kind.ENGINE)
+    if settings.sweep is not None:
+        return (INPROCESS,)
+    if not smi.is_gpu_here() and settings.target.kind is Kind.MODEL:
+        return (INPROCESS, "ort")
+    timeline = ("nsys",) if tools.here(nsys.WANTED) else ()
+    if not (measures or timeline):
+        tools.find(nsys.WANTED)  # which says what to install
+    return (INPROCESS, *timeline) if measures else timeline
+
+
+class _Profile:
+    """One run of the chosen tools."""
+
+    def __init__(self, settings: Settings, drive: Drive) -> None:
+        self.settings, self.drive, self.session = settings, drive, drive.session
+        self._workload: Workload | None = None
+
+    def run(self, chosen: Sequence[str]) -> None:
+        steps: Mapping[str, Callable[[], None]] = {
+            INPROCESS: self._inprocess, "ort": self._ort, "trtexec": self._trtexec, "nsys": self._nsys, "ncu": self._ncu,
+        }  # fmt: skip
+        for name in dict.fromkeys((*(one for one in (INPROCESS, "ort", "trtexec") if one in chosen), *chosen)):
+            if (low := driving.room(self.session)) is not None:
+                self.drive.tell(low)
+            steps[name]()
+
+    def _spec(self) -> Spec:
+        return workloads.model_spec(self.settings, self.session)
+
+    def _program(self) -> Workload:
+        """The program that tools are put around; made once."""
+        if self._workload is None:
+            made = workloads.for_profile(self.settings, self.session, self.drive.tell)
+            self._workload = workloads.narrowed(made, self.settings.range)
+        return self._workload
+
+    def _inprocess(self) -> None:
+        with self.drive.step(INPROCESS) as step:
+            spec = self._spec()
+            if "trtexec" in self.settings.tools:
+                step.notes = (f"{_absence(trtexec.WANTED)}: {INSTEAD}",)
+            if spec.source.suffix == ".onnx":
+                self.drive.tell("building the engine")
+                measuring_models.build(spec, self.session, self.drive.tell, timeout_s=self.settings.timeout)
+            measured = measuring_models.measure(spec, self.session, self.drive.tell, timeout_s=self.settings.timeout)
+            step.artifacts = (measured.artifact,) if measured.artifact else ()
+            step.version = str(measured.result.get("backend", ""))
+
+    def _ort(self) -> None:
+        with self.drive.step("ort") as step:
+            spec = replace(self._spec(), sweep=None, plan=None)
+            measured = measuring_models.profile_ort(
+                spec, self.session, self.drive.tell, timeout_s=self.settings.timeout
+            )
+            step.artifacts = (measured.artifact,) if measured.artifact else ()
+            step.version = str(measured.result.get("backend", ""))
+
+    def _trtexec(self) -> None:
+        def run() -> Recorded:
+            return trtexec.run(self._trtexec_options(), self.session.raw, self.drive.tell)
+
+        self.drive.take("trtexec", run)
+
+    def _trtexec_options(self) -> trtexec.Options:
+        settings = self.settings
+        model = settings.target.path.absolute()
+        return trtexec.Options(
+            model, settings.target.kind is Kind.ENGINE, settings.precision, dict(settings.shapes or settings.optimum),
+            dict(settings.minimum), dict(settings.optimum), dict(settings.maximum), _raw_inputs(settings, self.session),
+            tuple(path.absolute() for path in settings.plugins), settings.iterations, cuda_graph=settings.cuda_graph,
+            timeout_s=settings.timeout,
+        )  # fmt: skip
+
+    def _nsys(self) -> None:
+        settings = self.settings
+        trace = settings.trace or nsys.TRACES
+        trace = (*trace, "osrt") if settings.osrt and "osrt" not in trace else trace
+
+        def run() -> Recorded:
+            workload = self._program()
+            options = nsys.Options(trace, settings.cpu, capture=workload.for_nsys, timeout_s=settings.timeout)
+            return nsys.run(options, workload.command, self.session.raw, self.drive.tell)
+
+        if self.drive.take("nsys", run) is not None:
+            self.drive.steps[-1].notes += tuple(_overhead(self.session))
+
+    def _ncu(self) -> None:
+        settings = self.settings
+
+        def run() -> Recorded:
+            workload = self._program()
+            options = ncu.Options(
+                settings.metrics, settings.kernel, workload.for_filters, launch_count=settings.launch_count,
+                clock_control=settings.clock_control, timeout_s=settings.timeout,
+            )  # fmt: skip
+            return ncu.run(options, workload.command, self.session.raw, self.drive.tell)
+
+        self.drive.take("ncu", run)
+
+
+def _overhead(session: Session) -> Iterator[str]:
+    """How much longer an inference takes under the tool than in the in-process measurement, where there are both."""
+    try:
+        under = session.read_json("infer.result.json")["latency_ns"]["median"]
+        alone = detect.read(session.raw / MEASUREMENT).tables["iterations"]["latency_ns"].median()
+    except (ProbeError, KeyError):
+        return
+    yield f"an inference takes {units.seconds(under / 1e9)} under nsys and {units.seconds(alone / 1e9)} without: {under / alone - 1:+.1%}"
+
+
+def _absence(wanted: tools.Wanted) -> str:
+    """Why a tool is not taken."""
+    try:
+        return f"{tools.find(wanted).name} is here"
+    except ToolMissing as error:
+        return str(error)
+
+
+def _raw_inputs(settings: Settings, session: Session) -> dict[str, Path]:
+    """The inputs as trtexec reads them: the bytes of each array in a file of its own, in the type the model declares."""
+    if settings.inputs is None:
+        return {}
+    if settings.target.kind is Kind.MODEL:
+        feeds = samples_of.read_samples((settings.inputs,), models.load(settings.target.path).inputs)[0]
+    else:
+        feeds = samples_of.load_samples((settings.inputs,))[0]
+    folder = session.folder / "inputs"
+    folder.mkdir(exist_ok=True)
+    files = {}
+    for number, (name, array) in enumerate(feeds.items()):
+        path = folder / f"{number}.bin"
+        path.write_bytes(np.ascontiguousarray(array).tobytes())
+        if "," in str(path.absolute()):
+            raise UsageError(
+                f"trtexec cannot read inputs from {folder}: its path holds a comma", hint="--out FOLDER without one"
+            )
+        files[name] = path.absolute()
+    return files
+
+
+# What it comes to
+
+
+def _conclude(drive: Drive) -> Profiled:
+    """Write result.json and the page of whatever was recorded."""
+    session = drive.session
+    driving.close(session, drive.steps)
+    collection = _collected(drive)
+    status = "interrupted" if drive.interrupted else "failed" if drive.exit_code else "ok"
+    artifacts = collection.artifacts if collection else ()
+    result: dict[str, Any] = {
+        "status": status, "tools": [step.as_json() for step in drive.steps], "top": top(artifacts),
+        "joined": reporting.plain(joining.joined(artifacts).to_dict("records")), "session": str(session.folder),
+    }  # fmt: skip
+    session.write_json("result.json", result)
+    if collection is not None:
+        drive.tell("drawing the page")
+        profile_page.write(collection, session.folder / "report.html")
+    code = EXIT_INTERRUPTED if drive.interrupted else drive.exit_code
+    return Profiled(session, result, code or (EXIT_CLEAN if artifacts else EXIT_UNDECIDED))
+
+
+def _collected(drive: Drive) -> Collection | None:
+    try:
+        return collect([drive.session.folder], drive.tell)
+    except ProbeError:  # nothing was recorded, or nothing that can be read: the steps say why
+        return None
+
+
+def top(artifacts: Sequence[Artifact]) -> dict[str, Any]:
+    """The head of each artifact's answer: medians of what was timed, and the longest kernels, layers or nodes."""
+    return {artifact.path.name: _head(artifact) for artifact in artifacts}
+
+
+def _head(artifact: Artifact) -> dict[str, Any]:
+    told: dict[str, Any] = {"kind": artifact.kind, "rows": artifact.rows()}
+    iterations = artifact.tables.get("iterations")
+    if iterations is not None and len(iterations):
+        told["median_ns"] = {
+            name: float(np.nanmedian(iterations[name]))
+            for name in ("latency_ns", "compute_ns")
+            if iterations[name].notna().any()
+        }
+    sweep = artifact.tables.get("sweep")
+    if sweep is not None and len(sweep):
+        told["sweep"] = reporting.plain(
+            sweep[["size", "latency_median_ns", "throughput_qps", "change"]].to_dict("records")
+        )
+    kernels = artifact.tables.get("kernels")
+    if kernels is not None and len(kernels):
+        time = kernels.groupby("kernel_short", observed=True)["duration_ns"].agg(["sum", "count", "median"])
+        longest = time.sort_values("sum", ascending=False).head(MOST_ROWS)
+        told["kernels"] = [
+            {
+                "kernel": str(name),
+                "total_ns": int(row["sum"]),
+                "count": int(row["count"]),
+                "median_ns": float(row["median"]),
+            }
+            for name, row in longest.iterrows()
+        ]
+    return told

@@ -1,0 +1,51 @@
+"""The options of `probe sanitize`, and how they become `Settings`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from probes.profiling.options import RUN_OPTIONS, TARGET
+
+if TYPE_CHECKING:
+    from probes.sanitizing.settings import Settings
+
+# Spelt out here so that `probe --help` need not load the libraries behind them; a test holds them together.
+CHECKERS = ("memcheck", "racecheck", "initcheck", "synccheck", "all")
+
+_OPTIONS = (
+    TARGET,
+    click.option("--tool", "checker", type=click.Choice(CHECKERS), default="memcheck", show_default=True,
+                 help="memcheck: accesses out of bounds or misaligned; racecheck: races in shared memory; initcheck: reads of"
+                 " uninitialised memory; synccheck: wrong barriers."),
+    click.option("--leaks", is_flag=True, help="memcheck: also memory that was never freed."),
+    click.option("--follow/--no-follow", default=True, show_default=True, help="Re-run suspect kernels under the other checkers."),
+    click.option("--locate/--no-locate", default=True, show_default=True, help="Find the launch by halving, and its layer and nodes."),
+    click.option("--kernel", metavar="PART", help="Only kernels with this in their (mangled) name."),
+    click.option("--range", "range_", metavar="NAME[@DOMAIN]", help="Only launches inside this NVTX range (compute-sanitizer 2026.4)."),
+    click.option("--emulate", is_flag=True, help="Check a kernel on the processor: no GPU needed, and what is done without one."),
+    click.option("--iterations", type=click.IntRange(min=1), default=2, show_default=True, help="Inferences under the checker."),
+    *RUN_OPTIONS,
+)  # fmt: skip
+
+
+def sanitize_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    for option in reversed(_OPTIONS):
+        command = option(command)
+    return command
+
+
+def to_settings(values: dict[str, Any]) -> Settings:
+    """`Settings` from what click parsed (without --out and --json)."""
+    from probes.sanitizing.settings import Settings
+    from probes.targets.target import parse
+
+    values = dict(values)
+    target = parse(values.pop("words"), "sanitize")
+    values["shapes"] = tuple(pair for group in values["shapes"] for pair in group)
+    values["range"] = values.pop("range_")
+    settings = Settings(target, **values)
+    settings.check_consistency()
+    return settings

@@ -1,0 +1,1 @@
+"""What is looked at (a model, an engine, a kernel, any program), and the processes that run it for the tools."""

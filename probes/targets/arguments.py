@@ -1,0 +1,212 @@
+"""A kernel's arguments from a file: arrays and scalars by parameter name, from .npz or YAML."""
+
+from __future__ import annotations
+
+import zipfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from harness.cuda import source as cuda_source
+from harness.cuda.source import Function, Source
+from harness.errors import ParseError, UsageError
+from kernels.plan import Argument, Pointer
+
+Array = np.ndarray[Any, Any]
+
+# C's names of types, without `const` and `unsigned` in other places, as NumPy's; bfloat16 is held as uint16.
+_TYPES = {
+    "bool": "?", "char": "i1", "signed char": "i1", "int8_t": "i1", "unsigned char": "u1", "uint8_t": "u1",
+    "short": "i2", "int16_t": "i2", "unsigned short": "u2", "uint16_t": "u2", "int": "i4", "int32_t": "i4",
+    "unsigned": "u4", "unsigned int": "u4", "uint32_t": "u4", "long": "i8", "long long": "i8", "int64_t": "i8",
+    "unsigned long": "u8", "unsigned long long": "u8", "uint64_t": "u8", "size_t": "u8", "float": "f4", "double": "f8",
+    "__half": "f2", "half": "f2", "__nv_bfloat16": "bf16", "nv_bfloat16": "bf16",
+}  # fmt: skip
+_FILLS = ("zeros", "ones", "random", "arange", "nan")
+
+
+@dataclass(frozen=True)
+class Parameter:
+    """A parameter of a kernel. `dtype` is None where its type is none of CUDA's numbers (a struct, a template's)."""
+
+    name: str
+    type: str
+    pointer: bool
+    dtype: str | None
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """What a kernel is called with: arguments in the order of the parameters, and the arrays that they point to."""
+
+    arguments: tuple[Argument, ...]
+    names: tuple[str, ...]
+    arrays: Mapping[str, Array]
+
+    def save(self, path: Path) -> None:
+        """As a file that `read` takes: what `--from-session` finds."""
+        scalars = {name: np.asarray(value) for name, value in zip(self.names, self.arguments, strict=True)
+                   if not isinstance(value, Pointer)}  # fmt: skip
+        np.savez(path, **scalars, **self.arrays)  # type: ignore[arg-type]
+
+
+def parameters(source: Source, function: Function) -> tuple[Parameter, ...]:
+    """A kernel's parameters, in order."""
+    nodes = function.declarator.child_by_field_name("parameters")
+    assert nodes is not None
+    made = []
+    for node in nodes.named_children:
+        kind, declarator = node.child_by_field_name("type"), node.child_by_field_name("declarator")
+        if kind is None or declarator is None:
+            continue
+        name = next((at for at in _below(declarator) if at.type == "identifier"), declarator)
+        text = " ".join(source.of(kind).split())
+        pointer = any(at.type in ("pointer_declarator", "array_declarator") for at in _below(declarator))
+        made.append(Parameter(source.of(name), text, pointer, _TYPES.get(text)))
+    return tuple(made)
+
+
+def _below(node: Any) -> Any:
+    yield node
+    for child in node.named_children:
+        yield from _below(child)
+
+
+def bind(wanted: tuple[Parameter, ...], given: Mapping[str, Any]) -> Inputs:
+    """Arguments of these parameters; UsageError for one that is missing, not known, or of another type."""
+    names = [parameter.name for parameter in wanted]
+    if missing := [name for name in names if name not in given]:
+        example = next(one for one in wanted if one.name == missing[0])
+        raise UsageError(
+            f"no value for {', '.join(missing)}: the parameters are {', '.join(names) or 'none'}",
+            hint=f"{example.name}: "
+            + ("{shape: [4, 128], fill: random}" if example.pointer else "1")
+            + " in --args FILE.yaml",
+        )
+    if unknown := [name for name in given if name not in names]:
+        raise UsageError(f"the kernel has no parameter {', '.join(unknown)}: it has {', '.join(names) or 'none'}")
+    arguments: list[Argument] = []
+    arrays: dict[str, Array] = {}
+    for parameter in wanted:
+        value = given[parameter.name]
+        if not parameter.pointer:
+            arguments.append(_scalar(parameter, value))
+            continue
+        array = _array(parameter, value)
+        if array is not None:
+            arrays[parameter.name] = array
+        arguments.append(Pointer(None if array is None else parameter.name))
+    return Inputs(tuple(arguments), tuple(names), arrays)
+
+
+def read(path: Path) -> dict[str, Any]:
+    """Values by name; ParseError for a file that is neither .npz nor YAML with a mapping."""
+    if zipfile.is_zipfile(path):
+        try:
+            with np.load(path, allow_pickle=False) as content:
+                return {name: content[name] for name in content.files}
+        except (ValueError, OSError) as error:
+            raise ParseError(path, "content", "arrays without pickled objects", str(error)) from error
+    import yaml
+
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ParseError(path, "file", "arguments, .npz or YAML", error.strerror or str(error)) from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ParseError(path, "content", "arguments, .npz or YAML", str(error).splitlines()[0]) from error
+    if not isinstance(content, dict):
+        raise ParseError(path, "content", "a mapping of parameter names to values", type(content).__name__)
+    return {str(name): value for name, value in content.items()}
+
+
+def _scalar(parameter: Parameter, value: Any) -> Any:
+    if isinstance(value, np.ndarray):
+        if value.size != 1:
+            raise UsageError(f"{parameter.name}: expected one {parameter.type}, got an array of shape {value.shape}")
+        value = value.reshape(())[()]
+    if isinstance(value, str):
+        value = _number(parameter, value)
+    if not isinstance(value, bool | int | float | np.generic):
+        raise UsageError(f"{parameter.name}: expected one {parameter.type}, got {value!r}")
+    if parameter.dtype is None:
+        return value if isinstance(value, np.generic) else np.asarray(value)[()]
+    if parameter.dtype == "bf16":
+        return value if isinstance(value, np.uint16) else _bfloat16(np.float32(value))[()]
+    made = np.asarray(value).astype(parameter.dtype)[()]
+    if np.isfinite(value) and made != value and np.dtype(parameter.dtype).kind in "iub":
+        raise UsageError(f"{parameter.name}: expected {parameter.type}, got {value}, which does not fit it")
+    return made
+
+
+def _number(parameter: Parameter, text: str) -> float:
+    try:
+        return float(text)  # YAML takes 1e-12, without a point, for a text
+    except ValueError:
+        raise UsageError(f"{parameter.name}: expected one {parameter.type}, got {text!r}") from None
+
+
+def _array(parameter: Parameter, value: Any) -> Array | None:
+    if value is None:
+        return None  # a null pointer
+    if isinstance(value, Mapping):
+        return _made(parameter, value)
+    if isinstance(value, list):
+        return _as(parameter, np.asarray(value, np.float64 if parameter.dtype != "i8" else None))
+    if not isinstance(value, np.ndarray) or value.ndim == 0:
+        raise UsageError(f"{parameter.name}: expected an array for {parameter.type}*, got {value!r}",
+                         hint=f"{parameter.name}: {{shape: [4, 128], fill: random}}")  # fmt: skip
+    wanted = {"bf16": "u2"}.get(parameter.dtype or "", parameter.dtype)
+    if wanted is not None and value.dtype != np.dtype(wanted) and value.dtype.itemsize != np.dtype(wanted).itemsize:
+        raise UsageError(
+            f"{parameter.name}: expected an array of {np.dtype(wanted)} for {parameter.type}*, got {value.dtype}",
+            hint=f"{parameter.name}.astype({str(np.dtype(wanted))!r}) before np.savez",
+        )
+    return np.ascontiguousarray(value)
+
+
+def _made(parameter: Parameter, value: Mapping[str, Any]) -> Array:
+    """`{shape: [4, 128], fill: random, seed: 0, low: -1, high: 1}`; a fill is a word or a number."""
+    if unknown := set(value) - {"shape", "fill", "seed", "low", "high"}:
+        raise UsageError(
+            f"{parameter.name}: no such key: {', '.join(sorted(unknown))}", hint="shape, fill, seed, low, high"
+        )
+    shape, fill = value.get("shape"), value.get("fill", "zeros")
+    dims: list[Any] = shape if isinstance(shape, list) else [shape]
+    if not dims or not all(isinstance(size, int) and size >= 0 for size in dims):
+        raise UsageError(f"{parameter.name}: shape: expected whole numbers, got {shape!r}", hint="shape: [4, 128]")
+    if fill == "random":
+        low, high = float(value.get("low", -1)), float(value.get("high", 1))
+        return _as(parameter, np.random.default_rng(value.get("seed", 0)).uniform(low, high, dims))
+    if fill == "arange":
+        return _as(parameter, np.arange(int(np.prod(dims)), dtype=np.float64).reshape(dims))
+    known = {"zeros": 0.0, "ones": 1.0, "nan": np.nan}
+    if not isinstance(fill, int | float) and fill not in known:
+        raise UsageError(f"{parameter.name}: fill: expected a number or one of {', '.join(_FILLS)}, got {fill!r}")
+    return _as(parameter, np.full(dims, known[fill] if isinstance(fill, str) else float(fill)))
+
+
+def _as(parameter: Parameter, array: Array) -> Array:
+    if parameter.dtype is None:
+        raise UsageError(
+            f"{parameter.name}: what a {parameter.type}* points to is not known here", hint="--args FILE.npz"
+        )
+    return _bfloat16(array.astype("f4")) if parameter.dtype == "bf16" else array.astype(parameter.dtype)
+
+
+def _bfloat16(values: Any) -> Array:
+    """float32 to the bits of bfloat16, to the nearest, ties to even."""
+    bits = np.asarray(values, "f4").view("u4")
+    rounded: Array = ((bits + 0x7FFF + ((bits >> 16) & 1)) >> 16).astype("u2")
+    return np.where(np.isnan(values), np.uint16(0x7FC0), rounded)
+
+
+def read_parameters(path: Path, entry: str) -> tuple[Parameter, ...]:
+    """The parameters of a kernel of a file."""
+    from harness.device_log.tracepoints import kernel_of
+
+    source = cuda_source.read(path)
+    return parameters(source, kernel_of(source, entry))
