@@ -248,7 +248,7 @@ def test_racecheck_finds_nothing(device, tmp_path, root):
         pytest.skip("needs compute-sanitizer")
     script = tmp_path / "script.py"
     script.write_text(
-        "import numpy as np\nfrom pathlib import Path\nfrom harness import device, gpu_log, launch, traced\n"
+        "import numpy as np\nfrom pathlib import Path\nfrom harness.cuda import device, launch\nfrom harness.device_log import gpu as gpu_log, traced\n"
         "from kernels.plan import Launch, Pointer\n"
         f"step = Launch(Path({str(place(tmp_path, VALUES))!r}), 'k', (40, 1, 1), (256, 1, 1), (Pointer('out'), np.int32(10000)),"
         " 0, traced.defines_of())\n"
@@ -271,7 +271,7 @@ def test_a_crash_in_this_process_is_an_error_that_keeps_the_rows(device, tmp_pat
     """In a process of its own: the context is lost afterwards."""
     script = tmp_path / "script.py"
     script.write_text(
-        "import numpy as np\nfrom pathlib import Path\nfrom harness import device, gpu_log, launch, traced\n"
+        "import numpy as np\nfrom pathlib import Path\nfrom harness.cuda import device, launch\nfrom harness.device_log import gpu as gpu_log, traced\n"
         "from harness.errors import LaunchFailed\nfrom kernels.plan import Launch, Pointer\n"
         f"step = Launch(Path({str(place(tmp_path, DIES))!r}), 'k', (1, 1, 1), (64, 1, 1), (Pointer('out'), np.int32(1)),"
         " 0, traced.defines_of())\n"
