@@ -2,7 +2,9 @@
 
 A launch by itself takes the host longer than many a kernel takes the GPU, and a buffer that was just used is still in the
 cache: so launches are replayed from a graph, and each works on another copy of the buffers, of which there are twice as
-many bytes as the cache holds. The gaps between the graph's kernels are part of what is measured.
+many bytes as the cache holds. The gaps between the graph's kernels are part of what is measured. Where the buffers
+happen to lie in memory can matter more than what a kernel does differently (29 and 34 us for the same one on an H100), so
+they are placed anew several times, and the median of the placements is told.
 """
 
 from __future__ import annotations
@@ -27,22 +29,28 @@ MOST_LAUNCHES = 4000  # nodes of a graph; more take long to record
 FEWEST_REPLAYS, MOST_REPLAYS = 15, 2000
 WARM_UP_S = 0.1  # until the clocks have risen
 MEMORY_SHARE = 0.5  # of the free memory, for copies of the buffers
+SPACER_BYTES = 6 << 20  # in front of a placement, once more each time: no multiple of what a page holds
 
 
 @dataclass(frozen=True)
 class Effort:
-    """How much is to be measured: about `seconds` of replays; `sets` of buffers, None for what the cache asks for."""
+    """How much is to be measured: about `seconds` of replays over so many `placements` of the buffers.
+
+    `sets` of buffers are rotated, None for as many as the cache asks for.
+    """
 
     seconds: float = 0.5
     sets: int | None = None
+    placements: int = 3
 
 
 @dataclass(frozen=True)
 class Timing:
     """Nanoseconds an iteration (all steps once), over the replays, and how they were measured.
 
-    `p10_ns` and `p90_ns` are the spread of the replays. `sets` is the number of copies of the buffers, of `set_bytes`
-    each; `cold` says whether together they are twice the cache or more.
+    `median_ns` is the median of the placements' medians, `placements_ns`; `p10_ns` and `p90_ns` are the spread of all
+    replays. `sets` is the number of copies of the buffers, of `set_bytes` each; `cold` says whether together they are
+    twice the cache or more.
     """
 
     median_ns: float
@@ -55,6 +63,7 @@ class Timing:
     sets: int
     set_bytes: int
     l2_bytes: int
+    placements_ns: tuple[float, ...] = ()
 
     @property
     def cold(self) -> bool:
@@ -83,15 +92,32 @@ def measure_prepared(prepared: Prepared, arrays: Mapping[str, Array], *, effort:
     device.use()
     set_bytes = sum(array.nbytes for array in arrays.values())
     sets = effort.sets or rotation(set_bytes, device.facts.l2_bytes, device.free_bytes())
+    seconds = effort.seconds / effort.placements
+    repeats: int | None = None
+    times = []
+    for number in range(effort.placements):
+        repeats, taken = _placement(prepared, arrays, sets, number, seconds, repeats)
+        times.append(taken)
+    return _summary(times, repeats or 1, sets, set_bytes, device.facts.l2_bytes)
+
+
+def _placement(
+    prepared: Prepared, arrays: Mapping[str, Array], sets: int, number: int, seconds: float, repeats: int | None
+) -> tuple[int, list[float]]:
+    """Iterations of a replay (found out if None), and nanoseconds an iteration of each; `number` spacers shift the buffers."""
+    device = prepared.device
+    spacers = [device.allocate(SPACER_BYTES) for _ in range(number)]
     placed = [prepared.place(arrays) for _ in range(sets)]
+    for spacer in spacers:
+        spacer.free()
     _warm(placed)
     bound = [one.bound for one in placed]
-    replay, stream = _replayer(device, bound, sets)
-    replay()  # the first of a graph also uploads it
-    repeats = iterations(_between(device, replay, stream.handle) / sets, len(bound[0].calls), sets)
+    if repeats is None:
+        replay, stream = _replayer(device, bound, sets)
+        replay()  # the first of a graph also uploads it
+        repeats = iterations(_between(device, replay, stream.handle) / sets, len(bound[0].calls), sets)
     replay, stream = _replayer(device, bound, repeats)
-    times = _timed(device, replay, stream.handle, effort.seconds)
-    return _summary([taken / repeats for taken in times], repeats, sets, set_bytes, device.facts.l2_bytes)
+    return repeats, [taken / repeats for taken in _timed(device, replay, stream.handle, seconds)]
 
 
 def time_callable(
@@ -105,7 +131,7 @@ def time_callable(
     device = device or gpu.get()
     device.use()
     times = _timed(device, call, stream, seconds)
-    return _summary([taken / iterations for taken in times], iterations, sets, set_bytes, device.facts.l2_bytes)
+    return _summary([[taken / iterations for taken in times]], iterations, sets, set_bytes, device.facts.l2_bytes)
 
 
 def time_torch(
@@ -186,11 +212,13 @@ def _between(device: Device, call: Callable[[], None], stream: int) -> float:
     return end.since_ns(start)
 
 
-def _summary(times: Sequence[float], repeats: int, sets: int, set_bytes: int, l2_bytes: int) -> Timing:
-    """The statistics of replays, given in nanoseconds of one iteration each."""
-    p10, median, p90 = (float(value) for value in np.percentile(times, (10, 50, 90)))
-    return Timing(median, float(np.mean(times)), float(np.min(times)), p10, p90, len(times), repeats, sets, set_bytes,
-                  l2_bytes)  # fmt: skip
+def _summary(placements: Sequence[Sequence[float]], repeats: int, sets: int, set_bytes: int, l2_bytes: int) -> Timing:
+    """The statistics of replays by placement, given in nanoseconds of one iteration each."""
+    medians = tuple(float(np.median(times)) for times in placements)
+    times = np.concatenate(placements)
+    p10, p90 = (float(value) for value in np.percentile(times, (10, 90)))
+    return Timing(float(np.median(medians)), float(times.mean()), float(times.min()), p10, p90, len(times), repeats, sets,
+                  set_bytes, l2_bytes, medians)  # fmt: skip
 
 
 def _tensor_bytes(values: Sequence[Any]) -> int:

@@ -68,6 +68,19 @@ def test_steps_are_measured_over_rotated_copies(gpu):
     assert got.as_record()["cold"] is True
 
 
+def test_buffers_are_placed_anew_and_the_median_of_the_placements_is_told(gpu, monkeypatch):
+    slow = iter([1000.0, 7000.0, 2000.0])
+    monkeypatch.setattr(timing, "_timed", lambda device, call, stream, seconds: [next(slow)] * 5)
+    effort = timing.Effort(seconds=0.001, sets=2)
+    got = timing.measure(
+        [SCALE], {"x": np.ones(4, np.float32)}, options=launch.Options(), effort=effort, device=gpu.device
+    )
+    per_iteration = [ns / got.iterations_per_replay for ns in (1000.0, 7000.0, 2000.0)]
+    assert list(got.placements_ns) == per_iteration
+    assert got.median_ns == per_iteration[2]
+    assert got.replays == 15
+
+
 def test_one_set_is_not_called_cold(gpu):
     effort = timing.Effort(seconds=0.001, sets=1)
     got = timing.measure(
