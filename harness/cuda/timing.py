@@ -92,32 +92,33 @@ def measure_prepared(prepared: Prepared, arrays: Mapping[str, Array], *, effort:
     device.use()
     set_bytes = sum(array.nbytes for array in arrays.values())
     sets = effort.sets or rotation(set_bytes, device.facts.l2_bytes, device.free_bytes())
+    repeats = _repeats(device, [prepared.place(arrays) for _ in range(sets)])
     seconds = effort.seconds / effort.placements
-    repeats: int | None = None
     times = []
     for number in range(effort.placements):
-        repeats, taken = _placement(prepared, arrays, sets, number, seconds, repeats)
-        times.append(taken)
-    return _summary(times, repeats or 1, sets, set_bytes, device.facts.l2_bytes)
+        spacers = [device.allocate(SPACER_BYTES) for _ in range(number)]
+        placed = [prepared.place(arrays) for _ in range(sets)]
+        for spacer in spacers:
+            spacer.free()
+        times.append(_replayed(device, placed, repeats, seconds))
+        del placed  # before the next are placed
+    return _summary(times, repeats, sets, set_bytes, device.facts.l2_bytes)
 
 
-def _placement(
-    prepared: Prepared, arrays: Mapping[str, Array], sets: int, number: int, seconds: float, repeats: int | None
-) -> tuple[int, list[float]]:
-    """Iterations of a replay (found out if None), and nanoseconds an iteration of each; `number` spacers shift the buffers."""
-    device = prepared.device
-    spacers = [device.allocate(SPACER_BYTES) for _ in range(number)]
-    placed = [prepared.place(arrays) for _ in range(sets)]
-    for spacer in spacers:
-        spacer.free()
+def _repeats(device: Device, placed: Sequence[Placed]) -> int:
+    """How many iterations one replay is to have, as one round over the sets takes."""
     _warm(placed)
-    bound = [one.bound for one in placed]
-    if repeats is None:
-        replay, stream = _replayer(device, bound, sets)
-        replay()  # the first of a graph also uploads it
-        repeats = iterations(_between(device, replay, stream.handle) / sets, len(bound[0].calls), sets)
-    replay, stream = _replayer(device, bound, repeats)
-    return repeats, [taken / repeats for taken in _timed(device, replay, stream.handle, seconds)]
+    replay, stream = _replayer(device, [one.bound for one in placed], len(placed))
+    replay()  # the first of a graph also uploads it
+    round_ns = _between(device, replay, stream.handle)
+    return iterations(round_ns / len(placed), len(placed[0].bound.calls), len(placed))
+
+
+def _replayed(device: Device, placed: Sequence[Placed], repeats: int, seconds: float) -> list[float]:
+    """Nanoseconds an iteration, of each replay."""
+    _warm(placed)
+    replay, stream = _replayer(device, [one.bound for one in placed], repeats)
+    return [taken / repeats for taken in _timed(device, replay, stream.handle, seconds)]
 
 
 def time_callable(
