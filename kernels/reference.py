@@ -134,7 +134,7 @@ def qkv_to_context_varlen(qkv: Reals, heads: int, cu_seqlens: np.ndarray, *, lay
     return out
 
 
-def qkv_to_context_int8(qkv: Reals, heads: int, input_scale: float, output_scale: float, dq_probs: float,
+def qkv_to_context_int8(qkv: Reals, heads: int, input_scale: float, output_scale: float, dq_probs: float | None,
                         counts: np.ndarray | None = None, cu_seqlens: np.ndarray | None = None, *,
                         layout: Layout = "nqkvh") -> Reals:  # fmt: skip
     """INT8 [S, B, 3E], or [T, 3E] with `cu_seqlens`: what is to be written divided by its scale, float64, not rounded.

@@ -12,6 +12,7 @@ import pandas as pd
 
 from harness.errors import EXIT_CLEAN, EXIT_DEFECT, EXIT_UNDECIDED, ProbeError, UsageError
 from probes.reporting import plain
+from probes.screen import Shown, table
 from reports import comparison, diff_page, units
 from reports.collect import Collection, collect
 from reports.repetitions import LEVELS, gather
@@ -39,8 +40,8 @@ class Compared:
 
     def changes(self) -> Iterator[tuple[str, list[tuple[str, ...]]]]:
         """For the screen: of each level the pairs that changed, what they were and are."""
-        for level, table in self.tables.items():
-            changed = table[table["verdict"].isin((comparison.SLOWER, comparison.FASTER))].head(MOST_CHANGES)
+        for level, pairs in self.tables.items():
+            changed = pairs[pairs["verdict"].isin((comparison.SLOWER, comparison.FASTER))].head(MOST_CHANGES)
             if len(changed):
                 yield level, [_row(row) for row in changed.to_dict("records")]
 
@@ -84,6 +85,16 @@ def _row(row: Mapping[Any, Any]) -> tuple[str, ...]:
     return (units.shorten(units.visible(str(row["name"])), 80), str(row["verdict"]), change, f"{low} .. {high}", *times)
 
 
+def show(made: Compared, html: Path | None) -> Shown:
+    """The headline, what was not the same, every change, and where the page is."""
+    yield made.document["headline"]
+    yield from (f"not the same on both sides: {warning}" for warning in made.document["warnings"])
+    for level, rows in made.changes():
+        yield table((level, "verdict", "change", "95 % interval", "before", "after"), rows)
+    if html is not None:
+        yield f"report: {html}"
+
+
 def sessions(text: str) -> list[Path]:
     """A path, or several with commas between; a folder of session folders stands for all of them."""
     named = [Path(text)] if Path(text).exists() or "," not in text else [Path(part) for part in text.split(",") if part]
@@ -107,11 +118,13 @@ def document(
     verdicts = [str(row["verdict"]) for row in rows]
     slower = sum(row["beyond_threshold"] is True for row in rows)
     judged = sum(verdict in (comparison.SLOWER, comparison.FASTER, comparison.NOTHING) for verdict in verdicts)
+    latency = _latency(tables)
     return {
         "before": before,
         "after": after,
         "threshold": threshold,
-        "headline": _headline(slower, judged, verdicts, threshold),
+        "headline": _headline(slower, judged, verdicts, threshold, latency),
+        "latency": latency,
         "slower_beyond_threshold": slower,
         "judged": judged,
         "verdicts": {verdict: verdicts.count(verdict) for verdict in sorted(set(verdicts))},
@@ -120,7 +133,17 @@ def document(
     }
 
 
-def _headline(slower: int, judged: int, verdicts: Sequence[str], threshold: float) -> str:
+def _latency(tables: Mapping[str, pd.DataFrame]) -> dict[str, Any] | None:
+    """What became of a whole inference, where both sides measured that and nothing else at its level."""
+    rows = tables["iterations"].to_dict("records") if "iterations" in tables else []
+    if len(rows) != 1 or rows[0]["ratio"] != rows[0]["ratio"]:
+        return None
+    return {key: rows[0][key] for key in ("name", "verdict", "ratio", "median_before_ns", "median_after_ns")}
+
+
+def _headline(
+    slower: int, judged: int, verdicts: Sequence[str], threshold: float, latency: Mapping[str, Any] | None
+) -> str:
     limit = f"by more than {units.percent(threshold)}" if threshold else ""
     if slower:
         return f"{units.count(slower)} of {units.count(judged)} compared got slower {limit}".rstrip()
@@ -130,6 +153,9 @@ def _headline(slower: int, judged: int, verdicts: Sequence[str], threshold: floa
     smaller = verdicts.count(comparison.SLOWER)
     if not faster and not smaller:
         return f"No evidence of a change in {units.count(judged)} compared"
+    if latency and latency["verdict"] == comparison.FASTER:
+        saved = units.percent(1 - latency["ratio"])
+        return f"The {latency['name']} fell by {saved}; nothing got slower {limit or 'beyond doubt'}"
     changed = ", ".join(filter(None, (f"{faster} faster" if faster else "", f"{smaller} slower" if smaller else "")))
     return f"Nothing got slower {limit or 'beyond doubt'}; {changed} of {units.count(judged)} compared"
 

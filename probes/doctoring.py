@@ -20,6 +20,7 @@ from harness.optional import LIBRARIES, Library, present
 from harness.process import run, tail
 from harness.record import Command
 from harness.tools.tool import USUAL_PLACES, find_tool, parse_version
+from probes.screen import Shown, table
 
 SCHEMA_VERSION = 1
 TIMEOUT_S = 30.0  # for one tool's version, or the import of one library
@@ -137,6 +138,17 @@ def summarise(checks: Sequence[Check]) -> str:
     parts = [f"{'with this' if 'gpu' in working else 'without a'} GPU you can: {', '.join(can) or 'do nothing yet'}"]
     parts += [f"with {' and '.join(missing)} you could: {text}" for text, missing in could if missing]
     return "; ".join(parts)
+
+
+def show(checks: Sequence[Check]) -> Shown:
+    """A row a check, then what can be done."""
+    rows = (
+        (check.name, "yes" if check.works else "broken" if check.found else "no", check.version or "",
+         check.purpose, "; ".join(part for part in (check.note, "" if check.works else check.install) if part))
+        for check in checks
+    )  # fmt: skip
+    yield table(("what", "here", "version", "what for", "note, or the line that installs it"), rows)
+    yield summarise(checks)
 
 
 def to_document(checks: Sequence[Check]) -> dict[str, Any]:

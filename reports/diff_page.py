@@ -9,7 +9,7 @@ from typing import Any
 
 import pandas as pd
 
-from reports import page, sheets
+from reports import page, sheets, units
 from reports.comparison import SLOWER
 from reports.repetitions import LEVELS
 from reports.sheets import Sheet
@@ -17,9 +17,9 @@ from reports.tiles import Tile
 
 TEMPLATE = "diff.html"
 _COLUMNS = {
-    "name": "Name", "name_after": "Name after", "verdict": "Verdict", "change": "Change of median",
-    "interval": "95 % interval", "median_before_ns": "Median before", "median_after_ns": "Median after",
-    "count_before": "n before", "count_after": "n after", "effect": "Effect", "p_corrected": "p, corrected",
+    "name": "Name", "name_after": "Name after", "verdict": "Verdict", "change_pct": "Change of median (95 % interval)",
+    "low_pct": "", "high_pct": "", "median_before_ns": "Before", "median_after_ns": "After",
+    "repetitions": "n", "effect": "Effect", "p_corrected": "p, corrected",
 }  # fmt: skip
 
 
@@ -37,9 +37,21 @@ class View:
 
     @property
     def tiles(self) -> list[Tile]:
-        """How many pairs have each verdict."""
+        """What became of a whole inference, and how many pairs have each verdict."""
+        verdicts = self.document["verdicts"].items()
+        return [*self._latency(), *(Tile(name[:1].upper() + name[1:], str(count), "pairs") for name, count in verdicts)]
+
+    def _latency(self) -> list[Tile]:
+        if (latency := self.document["latency"]) is None:
+            return []
+        before, after = (units.seconds(latency[f"median_{side}_ns"] / 1e9) for side in ("before", "after"))
+        name = latency["name"]
         return [
-            Tile(name[:1].upper() + name[1:], str(count), "pairs") for name, count in self.document["verdicts"].items()
+            Tile(
+                f"{name[:1].upper()}{name[1:]}, median",
+                f"{100 * (latency['ratio'] - 1):+.1f} %",
+                f"{before} to {after}",
+            )
         ]
 
 
@@ -58,16 +70,18 @@ def write(document: Mapping[str, Any], tables: Mapping[str, pd.DataFrame], path:
 
 
 def _sheet(name: str, table: pd.DataFrame) -> Sheet:
+    changes = {"change_pct": "ratio", "low_pct": "ratio_low", "high_pct": "ratio_high"}
     shown = table.assign(
-        change=100 * (table["ratio"] - 1),
-        interval=[_interval(low, high) for low, high in zip(table["ratio_low"], table["ratio_high"], strict=True)],
+        **{column: 100 * (table[ratio] - 1) for column, ratio in changes.items()},
+        repetitions=[f"{a}, {b}" for a, b in zip(table["count_before"], table["count_after"], strict=True)],
+        effect=table["effect"].round(2),
+        p_corrected=[float(f"{p:.1e}") for p in table["p_corrected"]],
     )
-    shown = shown[list(_COLUMNS)].rename(columns={"change": "change_pct"})
-    first = shown.sort_values("verdict", key=lambda column: column.astype("object") != SLOWER, kind="stable")
-    titles = _COLUMNS | {"change_pct": _COLUMNS["change"]}
+    first = shown[list(_COLUMNS)].sort_values(
+        "verdict", key=lambda column: column.astype("object") != SLOWER, kind="stable"
+    )
     caption = f"One repetition is {LEVELS[name]}."
-    return sheets.make(name, name[:1].upper() + name[1:], first, "pair", titles=titles, caption=caption)
-
-
-def _interval(low: float, high: float) -> str:
-    return f"{100 * (low - 1):+.2f} % to {100 * (high - 1):+.2f} %" if low == low and high == high else ""
+    interval = ("change_pct", "low_pct", "high_pct")
+    return sheets.make(
+        name, name[:1].upper() + name[1:], first, "pair", titles=_COLUMNS, interval=interval, caption=caption
+    )

@@ -21,7 +21,7 @@ LEVELS = {  # what is compared -> what one repetition is
     "iterations": "one inference",
     "kernels": "one run of a kernel",
     "launches": "one launch under ncu",
-    "layers": "the GPU time of one execution of a layer",
+    "layers": "the time of one execution of a layer",
     "operations": "the GPU time of one execution of a fused operation",
     "ranges": "the wall time of one range on the CPU",
 }

@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from reports import units
@@ -27,12 +28,14 @@ _SPECIAL = {
 _HOME = re.compile(r"(?:/home/|/Users/|\b[A-Za-z]:[\\/]+Users[\\/]+)[^/\\\s\"':;,]+")
 _COUNTLESS = ("line", "address")  # numbers without thousands separators, as are ids
 
-Cell = str | tuple[float | None, str]  # a text, or a number and how it reads
+# A text; a number and how it reads; or a change with its interval: also a tone, and where low, middle and high lie in %.
+Cell = str | tuple[float | None, str] | tuple[float | None, str, str, float, float, float]
 
 
 @dataclass(frozen=True)
 class Column:
-    """`kind` is text, number, bar (a number with a bar behind it), or part (a name that opens a part of the page)."""
+    """`kind` is text, number, bar (a number with a bar behind it), interval (a change with its interval beside it), or
+    part (a name that opens a part of the page)."""
 
     title: str
     kind: str
@@ -78,17 +81,24 @@ class Sheet:
 
 def make(
     key: str, title: str, frame: pd.DataFrame, noun: str, *,
-    titles: Mapping[str, str] | None = None, bar: str | None = None, caption: str = "",
-    total: int | None = None, first: int = FIRST_ROWS, secondary: bool = False,
+    titles: Mapping[str, str] | None = None, bar: str | None = None, interval: tuple[str, str, str] | None = None,
+    caption: str = "", total: int | None = None, first: int = FIRST_ROWS, secondary: bool = False,
 ) -> Sheet:  # fmt: skip
-    """A sheet of the frame's rows in their order; columns that hold nothing are left out."""
-    shown = frame.head(MOST_ROWS)
+    """A sheet of the frame's rows in their order; columns that hold nothing are left out.
+
+    `interval` names a column of changes in percent and those of their lower and upper bounds: one column shows all three.
+    """
+    changes = _changes(frame.head(MOST_ROWS), *interval) if interval else {}
+    shown = frame.head(MOST_ROWS).drop(columns=list(interval[1:]) if interval else [])
     shown = shown[[name for name in shown.columns if not _is_empty(shown[name])]]
     texts = sum(1 for name in shown.columns if not _is_number(shown[name])) * max(1, len(shown))
     width = max(120, _TEXT_BUDGET // max(1, texts))
-    cells = [_cells(str(name), shown[name], width) for name in shown.columns]
+    cells = [changes.get(str(name)) or _cells(str(name), shown[name], width) for name in shown.columns]
     columns = tuple(
-        Column((titles or {}).get(str(name)) or heading(str(name)), _kind(str(name), shown[name], bar))
+        Column(
+            (titles or {}).get(str(name)) or heading(str(name)),
+            "interval" if name in changes else _kind(str(name), shown[name], bar),
+        )
         for name in shown.columns
     )
     rows = tuple(zip(*cells, strict=True))
@@ -181,6 +191,27 @@ def _cells(name: str, column: pd.Series[Any], width: int) -> list[Cell]:
     return [_words(value, width) for value in column.tolist()]
 
 
+def _changes(frame: pd.DataFrame, change: str, low: str, high: str) -> dict[str, list[Cell]]:
+    """Changes in percent with their bounds, placed on one scale: no change in the middle, at most doubled at its end."""
+    bounds = frame[[low, high]].to_numpy(dtype=float)
+    widest = min(100.0, max(1.0, float(np.nanmax(np.abs(bounds), initial=0.0))))
+
+    def place(value: float) -> float:
+        return round(50 + 50 * max(-1.0, min(1.0, value / widest)), 1)
+
+    def cell(middle: float, least: float, most: float) -> Cell:
+        if math.isnan(middle):
+            return (None, units.ABSENT)
+        if math.isnan(least) or math.isnan(most):
+            return (middle, f"{middle:+.1f} %")
+        tone = "worse" if least > 0 else "better" if most < 0 else "same"
+        words = f"{middle:+.1f} % ({least:+.1f} to {most:+.1f})"
+        return (middle, words, tone, place(least), place(middle), place(most))
+
+    middles = frame[change].to_numpy(dtype=float)
+    return {change: [cell(*map(float, row)) for row in np.column_stack((middles, bounds))]}
+
+
 def _words(value: Any, width: int) -> str:
     if _absent(value):
         return units.ABSENT
@@ -192,5 +223,5 @@ def _plain(cell: Cell) -> Any:
     """A cell as JSON: numbers that JSON lacks become texts that the script knows."""
     if isinstance(cell, str):
         return cell
-    value, words = cell
-    return [value if value is None or math.isfinite(value) else str(value), words]
+    value, *rest = cell
+    return [value if value is None or math.isfinite(value) else str(value), *rest]

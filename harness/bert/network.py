@@ -180,8 +180,7 @@ class _Encoder:
         return layer.get_output(0)
 
     def as_float(self, tensor: Any) -> Any:
-        layer = self.network.add_identity(tensor)
-        layer.set_output_type(0, self.trt.float32)
+        layer = self.network.add_cast(tensor, self.trt.float32)
         layer.name = "to_float32"
         return layer.get_output(0)
 

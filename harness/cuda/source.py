@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache, cached_property
 from pathlib import Path
 
 from tree_sitter import Language, Node, Parser, Tree
 
-from harness.errors import ParseError
+from harness.errors import ParseError, UsageError
 
 # What the grammar does not know, and what means nothing to us: blanked before the parse, byte for byte, so that every
 # offset stays true.
@@ -21,22 +21,35 @@ _UNKNOWN = re.compile(
     re.MULTILINE,
 )
 _NOT_CODE = {"comment", "preproc_def", "preproc_function_def", "preproc_include", "preproc_call"}
+_BLOCKS = {"compound_statement", "case_statement", "else_clause"}
 _NO_STATEMENT = {"case_statement", "labeled_statement", "init_statement"}
 _WITH_BODY = {"if_statement", "else_clause", "for_statement", "for_range_loop", "while_statement", "do_statement"}
 
 
 @dataclass(frozen=True)
 class Function:
-    """A function definition; lines count from 1, and `end_line` is that of its closing brace."""
+    """A function definition; lines count from 1, and `end_line` is that of its closing brace.
+
+    `name` is without namespaces, which are in `scope`, and without the arguments of a specialisation; `parameters` are
+    the names of a template's.
+    """
 
     name: str
+    scope: tuple[str, ...]  # namespaces around it, those without a name left out
     kernel: bool  # __global__
     device: bool  # runs on the GPU: __global__ or __device__
+    member: bool  # of a class
     template: bool
+    parameters: tuple[str, ...]
     extern_c: bool
     line: int
     end_line: int
     node: Node = field(repr=False, compare=False)
+
+    @property
+    def qualified(self) -> str:
+        """The name with the namespaces before it."""
+        return "::".join((*self.scope, self.name))
 
     @property
     def declarator(self) -> Node:
@@ -137,6 +150,59 @@ def parse(text: bytes, name: str = "<text>") -> Source:
     return Source(name, text, _parser().parse(_UNKNOWN.sub(lambda match: b" " * len(match[0]), text)))
 
 
+@dataclass(frozen=True)
+class Entry:
+    """A kernel of a source, and if it is a template the arguments that it is wanted with, as in `<float, 4>`."""
+
+    function: Function
+    arguments: str = ""
+
+    @property
+    def name(self) -> str:
+        return self.function.qualified + self.arguments
+
+
+def entry_of(source: Source, text: str | None = None) -> Entry:
+    """The kernel called `name`, `space::name` or `name<float, 4>`; without a text the only one there is.
+
+    Raises UsageError that says which kernels there are, or which arguments a template wants.
+    """
+    if text is None:
+        return _whole(source, Entry(_only(source)))
+    name, bracket, arguments = text.strip().removeprefix("::").partition("<")
+    found = [f for f in source.kernels if f"::{f.qualified}".endswith(f"::{name.strip()}")]
+    if not found:
+        there = ", ".join(_names(source))
+        raise UsageError(
+            f"{source.name} has no kernel {text}" + (f"; it has {there}" if there else ""),
+            hint=f"--entry {_names(source)[0]}" if there else "a source with a __global__ function",
+        )
+    return _whole(source, Entry(found[0], bracket + arguments))
+
+
+def _names(source: Source) -> list[str]:
+    return list(dict.fromkeys(function.qualified for function in source.kernels))
+
+
+def _only(source: Source) -> Function:
+    names = _names(source)
+    if len(names) != 1:
+        raise UsageError(f"{source.name} has {len(names)} kernels: {', '.join(names) or 'none'}",
+                         hint=f"--entry {names[0]}" if names else "a source with a __global__ function")  # fmt: skip
+    return source.kernels[0]
+
+
+def _whole(source: Source, entry: Entry) -> Entry:
+    if entry.function.template and not entry.arguments:
+        name, wanted = entry.function.name, ", ".join(entry.function.parameters)
+        used = re.search(rf"\b{name}\s*(<[^<>;{{}}()]+>)\s*(?:<<<|\()".encode(), source.text)
+        given = used[1].decode("utf-8", "replace") if used else f"<{wanted}>"
+        raise UsageError(
+            f"{name} is a template: {wanted or 'no arguments'} must be given", hint=f"--entry '{name}{given}'"
+        )
+    return entry
+
+
 def statements(function: Function) -> Iterator[Statement]:
     """Every statement and declaration inside a function's body, outer before inner, in order."""
     yield from _statements(function.body, 0)
@@ -162,30 +228,65 @@ def _parser() -> Parser:
     return Parser(Language(tree_sitter_cuda.language()))
 
 
-def _functions(node: Node, *, template: bool = False, extern_c: bool = False) -> Iterator[Function]:
+@dataclass(frozen=True)
+class _Around:
+    """What a definition stands in."""
+
+    scope: tuple[str, ...] = ()
+    member: bool = False
+    template: tuple[str, ...] | None = None  # the parameters of the template that it is
+    extern_c: bool = False
+
+    def inside(self, node: Node) -> _Around:
+        if node.type == "template_declaration":
+            return replace(self, template=_template_parameters(node))
+        if node.type == "namespace_definition" and (name := node.child_by_field_name("name")) is not None:
+            return replace(self, scope=(*self.scope, *_text(name).replace(" ", "").split("::")))
+        if node.type == "field_declaration_list":
+            return replace(self, member=True, template=None)
+        return replace(self, extern_c=True) if _is_extern_c(node) else self
+
+
+def _functions(node: Node, around: _Around = _Around()) -> Iterator[Function]:
     for child in node.named_children:
         if child.type == "function_definition":
-            if (made := _function(child, template, extern_c)) is not None:
+            if (made := _function(child, around)) is not None:
                 yield made
         elif child.type != "compound_statement":
-            yield from _functions(
-                child,
-                template=template or child.type == "template_declaration",
-                extern_c=extern_c or _is_extern_c(child),
-            )
+            yield from _functions(child, around.inside(child))
 
 
-def _function(node: Node, template: bool, extern_c: bool) -> Function | None:
+def _function(node: Node, around: _Around) -> Function | None:
     declarator, body = _function_declarator(node), node.child_by_field_name("body")
     name = declarator.child_by_field_name("declarator") if declarator else None
     if name is None or body is None or name.text is None:
         return None
+    if name.type == "template_function":  # a specialisation
+        name = name.child_by_field_name("name") or name
     spaces = {child.type for child in node.children}
     kernel = "__global__" in spaces
     return Function(
-        name.text.decode("utf-8", "replace"), kernel, kernel or "__device__" in spaces, template, extern_c,
-        node.start_point.row + 1, node.end_point.row + 1, node,
+        _text(name), around.scope, kernel, kernel or "__device__" in spaces, around.member, around.template is not None,
+        around.template or (), around.extern_c, node.start_point.row + 1, node.end_point.row + 1, node,
     )  # fmt: skip
+
+
+def _template_parameters(node: Node) -> tuple[str, ...]:
+    found = node.child_by_field_name("parameters")
+    names = (_last_name(child) for child in (found.named_children if found else ()))
+    return tuple(name for name in names if name)
+
+
+def _last_name(parameter: Node) -> str:
+    """The name that a template's parameter has: `T` of `typename T`, `N` of `int N = 4`."""
+    names = [child for child in parameter.named_children if child.type in ("type_identifier", "identifier")]
+    if parameter.type in ("optional_parameter_declaration", "optional_type_parameter_declaration"):
+        names = names[:1]
+    return _text(names[-1]) if names else ""
+
+
+def _text(node: Node) -> str:
+    return (node.text or b"").decode("utf-8", "replace")
 
 
 def _function_declarator(node: Node) -> Node | None:
@@ -226,9 +327,28 @@ def is_statement(node: Node) -> bool:
     """Whether a node is a statement before which another may stand: no case, no label, no part of `for (...)`."""
     if node.type == "declaration":
         return node.parent is None or node.parent.type not in (*_WITH_BODY, "condition_clause", "init_statement")
+    if node.type == "function_definition":
+        return is_macro_with_body(node)
     return node.type == "for_range_loop" or (node.type.endswith("_statement") and node.type not in _NO_STATEMENT)
 
 
+def is_macro_with_body(node: Node) -> bool:
+    """Whether what looks like a function inside a function is a macro with its body: `FOR_EACH(i, n) { ... }`."""
+    return node.type == "function_definition" and node.parent is not None and node.parent.type in _BLOCKS
+
+
 def is_whole_body(node: Node) -> bool:
-    """Whether a statement is the un-braced body of an if, else or loop."""
-    return node.type != "compound_statement" and node.parent is not None and node.parent.type in _WITH_BODY
+    """Whether a statement is the un-braced body of an if, else or loop, or of a macro: `FOR_EACH(i, n) f(i);`."""
+    if node.type == "compound_statement" or node.parent is None:
+        return False
+    return node.parent.type in _WITH_BODY or (node.type != "declaration" and _after_macro(node))
+
+
+def _after_macro(node: Node) -> bool:
+    before = node.prev_named_sibling
+    return before is not None and lacks_semicolon(before)
+
+
+def lacks_semicolon(node: Node) -> bool:
+    """Whether a statement is a macro's call that ends without one: what follows may be its body."""
+    return node.type == "expression_statement" and bool(node.children) and node.children[-1].is_missing

@@ -157,7 +157,7 @@ class GpuLog:
 
 def compiling() -> str:
     """The options that a kernel which logs is compiled with."""
-    return f'#include "device_log.cuh", and compile with -D{"=".join(device_log.DEFINE)} -I harness.device_log.layout.HEADERS'
+    return f'#include "device_log.cuh", and compile with -D{"=".join(device_log.DEFINE)} -I harness.device_log.HEADERS'
 
 
 @contextmanager

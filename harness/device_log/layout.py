@@ -5,7 +5,7 @@ from __future__ import annotations
 import mmap
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -23,6 +23,7 @@ HEADERS = Path(__file__).resolve().parents[2] / "kernels" / "cuda"
 DEFINE = ("PROBE_ON", "1")
 VARIABLE = "PROBE_DEVICE_LOG"  # the environment names the file to a process under emulation
 SYMBOL = "probe_device_log"
+BETWEEN = "\t"  # behind each expression of a site, where it was not the preprocessor that wrote them down
 WATCH = "watch-nan"  # the tag of a watched assignment: its value, then what it was made from
 
 # The layouts of device_log.cuh.
@@ -338,9 +339,9 @@ def decode(
     filled = alive and int(control[0]["next"]) <= capacity  # else some at the end were left empty on purpose
     torn = int((~whole if filled else slots.view("u8").reshape(-1, 4).any(axis=1) & ~whole).sum())
     if not alive:
-        return Recorded(kept, _sites(buffer), 0 if used < capacity else None, used, torn, None)
+        return Recorded(kept, _sites(buffer, kept), 0 if used < capacity else None, used, torn, None)
     told = control[0]
-    return Recorded(kept, _sites(buffer), int(told["lost"]), int(told["next"]), torn, int(told["printed"]))
+    return Recorded(kept, _sites(buffer, kept), int(told["lost"]), int(told["next"]), torn, int(told["printed"]))
 
 
 def _complete(slots: np.ndarray[Any, Any], whole: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
@@ -368,16 +369,16 @@ def _check(slots: np.ndarray[Any, Any], epoch: int) -> np.ndarray[Any, Any]:
     return total
 
 
-def _sites(buffer: np.ndarray[Any, Any]) -> dict[int, Site]:
+def _sites(buffer: np.ndarray[Any, Any], slots: np.ndarray[Any, Any]) -> dict[int, Site]:
     table = buffer[SITES_AT:SLOTS_AT].view(SITE)
     made = {}
     for entry in table[table["hash"] != 0]:
-        file, tag, expressions = (entry["text"].tobytes().split(b"\0") + [b""] * 3)[:3]
-        text = expressions.decode("utf-8", "replace")
-        made[int(entry["hash"])] = Site(
-            _shown(file.decode("utf-8", "replace")), int(entry["line"]), tag.decode("utf-8", "replace"),
-            tuple(split_expressions(text)),
-        )  # fmt: skip
+        file, tag, said = (
+            (entry["text"].tobytes().split(b"\0") + [b""] * 3)[at].decode("utf-8", "replace") for at in range(3)
+        )
+        own = slots["meta"][slots["site"] == entry["hash"]]
+        count = int((own >> 18 & 31).max()) + 1 if len(own) else 0
+        made[int(entry["hash"])] = Site(_shown(file), int(entry["line"]), tag, _expressions(said, count))
     return made
 
 
@@ -391,8 +392,24 @@ def _shown(path: str) -> str:
         return Path(path).name
 
 
-def split_expressions(text: str) -> Iterator[str]:
-    """The expressions between the commas of an argument list: "a, f(b, c)" gives "a" and "f(b, c)"."""
+def as_text(expressions: Iterable[str]) -> str:
+    """Expressions as one text that is told from what the preprocessor makes of PROBE's arguments."""
+    return "".join(" ".join(expression.split()) + BETWEEN for expression in expressions)
+
+
+def _expressions(text: str, count: int) -> tuple[str, ...]:
+    """The `count` expressions in the text of a site."""
+    if BETWEEN in text:
+        return tuple(text.split(BETWEEN)[:-1])
+    plain = tuple(split_expressions(text))
+    templates = tuple(split_expressions(text, angles=True))  # `<` may be a bracket, or less than
+    return templates if len(plain) != count == len(templates) else plain
+
+
+def split_expressions(text: str, *, angles: bool = False) -> Iterator[str]:
+    """The expressions between the commas of an argument list: "a, f(b, c)" gives "a" and "f(b, c)"; with `angles`, `<`
+    and `>` are brackets, too."""
+    opening, closing = ("([{<", ")]}>") if angles else ("([{", ")]}")
     depth, start = 0, 0
     quote = ""
     for at, character in enumerate(text):
@@ -400,9 +417,9 @@ def split_expressions(text: str) -> Iterator[str]:
             quote = "" if character == quote and text[at - 1] != "\\" else quote
         elif character in "\"'":
             quote = character
-        elif character in "([{":
+        elif character in opening:
             depth += 1
-        elif character in ")]}":
+        elif character in closing:
             depth -= 1
         elif character == "," and depth == 0:
             yield text[start:at].strip()

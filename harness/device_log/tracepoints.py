@@ -10,8 +10,10 @@ from pathlib import Path
 
 from tree_sitter import Node
 
+from harness.cuda import pruned
 from harness.cuda import source as cuda_source
-from harness.cuda.source import Function, Source
+from harness.cuda.source import Entry, Function, Source
+from harness.device_log.layout import as_text
 from harness.errors import BuildFailed, UsageError
 
 HEADER = "device_log.cuh"
@@ -19,9 +21,6 @@ MOST_OPERANDS = 8
 _CHANGING = {"assignment_expression", "update_expression", "new_expression", "delete_expression"}
 _BUILT_IN = {"threadIdx", "blockIdx", "blockDim", "gridDim", "warpSize"}  # every row says where it comes from
 _INTEGERS = re.compile(r"(?:(?:unsigned|signed|long|short|int|char|bool|size_t|u?int\d+_t|__half2?_raw)\s*)+")
-_INCLUDE = re.compile(rb'^([ \t]*#[ \t]*include[ \t]*)"([^"\n]+)"', re.MULTILINE)
-_HOST_ONLY = re.compile(rb"<<<|\bcuda[A-Z]\w+\s*\(")
-_NOT_NEWLINE = re.compile(rb"[^\n]")
 # How compilers name a place: g++ and clang `file:line:column: error: text`, nvcc and NVRTC `file(line): error: text`.
 _MESSAGE = re.compile(
     r"^[ \t]*(?P<file>--at \d+)(?::(?P<line>\d+)(?::(?P<column>\d+))?:|\((?P<row>\d+)\):) *(?:fatal )?error[^:\n]*: (?P<text>.+)$",
@@ -86,7 +85,7 @@ def _expressions(option: str, text: str) -> tuple[str, ...]:
 
 
 def instrument(source: Source, points: Iterable[Tracepoint] = (), *, watch: bool = False, operands: bool = True,
-               folder: Path | None = None, entry: str | None = None) -> Instrumented:  # fmt: skip
+               folder: Path | None = None, entry: Entry | None = None) -> Instrumented:  # fmt: skip
     """The copy with every tracepoint in it, and with `watch` a check after each assignment and initialisation.
 
     `folder` is where the original's relative includes are looked for. `operands` False leaves out what an assignment
@@ -94,19 +93,19 @@ def instrument(source: Source, points: Iterable[Tracepoint] = (), *, watch: bool
     compiled. Raises UsageError where a line has no statement of the GPU's.
     """
     points = tuple(points)
-    dropped = tuple(f for f in source.kernels if entry is not None and f.name != entry.partition("<")[0])
+    dropped = pruned.other_kernels(source, entry) if entry else ()
     for point in points:
-        if (other := source.function_at(point.line)) in dropped and other is not None:
-            raise UsageError(f"{source.name}:{point.line} is in the kernel {other.name}, and {entry} is run",
-                             hint=f"--entry {other.name}")  # fmt: skip
+        if entry and (other := source.function_at(point.line)) in dropped and other is not None:
+            raise UsageError(f"{source.name}:{point.line} is in the kernel {other.name}, and {entry.name} is run",
+                             hint=f"--entry {other.qualified}")  # fmt: skip
     edits = [edit for point in points for edit in _trace(source, point)]
     watches = list(_watches(source, operands, dropped)) if watch else []
     edits += [edit for found in watches for edit in found]
-    text = _apply(_device_code(source, dropped), edits)
+    text = _apply(pruned.prune(source, entry).text, edits)
     if folder is not None:
-        text = _INCLUDE.sub(lambda match: _absolute(match, folder), text)
+        text = pruned.find_includes(text, folder)
     head = f"#include {_literal(HEADER)}\n#line 1 {_literal(source.name)}\n"
-    return Instrumented(head.encode() + text, points, len(watches))
+    return Instrumented(head.encode() + text + (pruned.instantiate(entry) if entry else b""), points, len(watches))
 
 
 def statement_at(source: Source, line: int) -> tuple[Node, int]:
@@ -135,11 +134,13 @@ def statement_at(source: Source, line: int) -> tuple[Node, int]:
 
 
 def _first_within(source: Source, function: Function, line: int) -> tuple[Node, int] | None:
-    """The first statement that begins somewhere in a line: behind `case 3:`, or in a function of one line."""
-    for statement in cuda_source.statements(function):
-        if statement.line == line and statement.node.type != "compound_statement":
-            return statement.node, _with_pragmas(source.text, statement.node.start_byte)
-    return None
+    """The first statement that begins somewhere in a line: behind `case 3:`, or in a function of one line; else the
+    beginning of the block that does."""
+    here = [statement.node for statement in cuda_source.statements(function) if statement.line == line]
+    for node in here:
+        if node.type != "compound_statement":
+            return node, _with_pragmas(source.text, node.start_byte)
+    return (here[0], here[0].start_byte + 1) if here else None
 
 
 def _statement(source: Source, node: Node, line: int) -> tuple[Node, int] | None:
@@ -153,7 +154,7 @@ def _statement(source: Source, node: Node, line: int) -> tuple[Node, int] | None
             if at.start_point.row == line - 1:
                 return at, at.start_byte + 1
             return (at, at.end_byte - 1) if at.end_point.row == line - 1 else None
-        if at.type in ("case_statement", "labeled_statement", "function_definition"):
+        if at.type in ("case_statement", "labeled_statement"):
             return None
         if cuda_source.is_statement(at):
             return at, _with_pragmas(source.text, at.start_byte)
@@ -190,7 +191,7 @@ def _hint(source: Source, line: int) -> str:
 def _trace(source: Source, point: Tracepoint) -> Iterator[_Edit]:
     node, offset = statement_at(source, point.line)
     row = source.text[:offset].count(b"\n") + 1
-    text = ", ".join(point.expressions)
+    text = as_text(point.expressions)
     # The user's own text stands on lines of its own, so that what the compiler says of it points there.
     logged = "\n".join((
         f"\n#line 1 {_literal(point.place)}",
@@ -223,8 +224,7 @@ def _watch_declaration(source: Source, node: Node, operands: bool) -> Iterator[l
         if declarator.type != "init_declarator" or name is None or value is None or name.type != "identifier":
             continue
         texts = [source.of(name), *(_operands(source, value) if operands else ())]
-        said = ", ".join(texts)
-        yield [_Edit(node.end_byte, 1, f" {_watch(source, declarator, said)}{said});")]
+        yield [_Edit(node.end_byte, 1, f" {_watch(source, declarator, texts)}{', '.join(texts)});")]
 
 
 def _watch_assignment(source: Source, node: Node, operands: bool) -> Iterator[list[_Edit]]:
@@ -247,17 +247,17 @@ def _watch_assignment(source: Source, node: Node, operands: bool) -> Iterator[li
     read = list(dict.fromkeys(read))[:MOST_OPERANDS]
     # Read beforehand: the assignment may change what it was made from.
     kept = "".join(f"const auto probe_{number} = {text}; " for number, text in enumerate(read))
-    said = ", ".join([source.of(left), *read])
     after = "".join(f", probe_{number}" for number in range(len(read)))
     yield [
-        _Edit(node.start_byte, 1, f"{{ {kept}{_watch(source, node, said)}("),
+        _Edit(node.start_byte, 1, f"{{ {kept}{_watch(source, node, [source.of(left), *read])}("),
         _Edit(expression.end_byte, 0, f"){after})"),
         _Edit(node.end_byte, 1, " }"),
     ]
 
 
-def _watch(source: Source, node: Node, said: str) -> str:
-    return f"PROBE_LOG_WATCH({_literal(source.name)}, {node.start_point.row + 1}, {_literal(said)}, "
+def _watch(source: Source, node: Node, texts: Sequence[str]) -> str:
+    said = _literal(as_text(texts))
+    return f"PROBE_LOG_WATCH({_literal(source.name)}, {node.start_point.row + 1}, {said}, "
 
 
 def _operands(source: Source, node: Node) -> list[str]:
@@ -297,35 +297,12 @@ def _walk(node: Node, kinds: set[str]) -> Iterator[Node]:
         yield from _walk(child, kinds)
 
 
-def _device_code(source: Source, dropped: Sequence[Function]) -> bytes:
-    """The text with everything blanked that is not compiled here: `main`, what launches kernels or calls CUDA's runtime,
-    and the bodies of the kernels that are dropped."""
-    text = source.text
-    for function in source.functions:
-        start, end = function.node.start_byte, function.node.end_byte
-        if function in dropped:
-            text = _blank(text, function.body.start_byte + 1, function.body.end_byte - 1)
-        elif not function.device and (function.name == "main" or _HOST_ONLY.search(text, start, end)):
-            text = _blank(text, start, end)
-    return text
-
-
-def _blank(text: bytes, start: int, end: int) -> bytes:
-    return text[:start] + _NOT_NEWLINE.sub(b" ", text[start:end]) + text[end:]
-
-
 def _apply(text: bytes, edits: Sequence[_Edit]) -> bytes:
     parts, done = [], 0
     for edit in sorted(edits, key=lambda edit: (edit.offset, edit.rank)):
         parts += [text[done : edit.offset], edit.text.encode()]
         done = edit.offset
     return b"".join([*parts, text[done:]])
-
-
-def _absolute(match: re.Match[bytes], folder: Path) -> bytes:
-    """An include relative to the original, found from where the copy lies too."""
-    path = folder / match[2].decode("utf-8", "replace")
-    return match[1] + _literal(path.resolve().as_posix()).encode() if path.is_file() else match[0]
 
 
 def _literal(text: str) -> str:
@@ -358,15 +335,3 @@ def _said(point: Tracepoint | None, line: int) -> tuple[str, str] | None:
     if 0 <= line - 4 < len(point.expressions):
         return "--print", point.expressions[line - 4]
     return "--print", ", ".join(point.expressions)
-
-
-def kernel_of(source: Source, entry: str) -> Function:
-    """The kernel of that name, or of the template in `name<float, 4>`; UsageError that lists those that are there."""
-    for function in source.kernels:
-        if function.name == entry.partition("<")[0]:
-            return function
-    there = ", ".join(function.name for function in source.kernels)
-    raise UsageError(
-        f"{source.name} has no kernel {entry}" + (f"; it has {there}" if there else ""),
-        hint=f"--entry {source.kernels[0].name}" if source.kernels else "a source with a __global__ function",
-    )

@@ -15,6 +15,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Literal
 
 import kernels
 from harness import process
@@ -39,13 +40,18 @@ _CODE = (
 )  # fmt: skip
 _X86 = ("-fcf-protection=none",)
 _MODERN = {"avx2", "fma", "f16c", "bmi1", "bmi2", "movbe", "abm"}  # what x86-64-v3 needs
-_FLAVOURS = {
-    "plain": ("-O1",),  # -O2 takes twice as long to compile, and runs no faster
-    "checked": ("-O1", "-fsanitize=thread", "--param", "tsan-instrument-func-entry-exit=0", "-fno-tree-sra",
-                "-fno-ipa-sra"),
+# -O2 takes twice as long to compile, and runs no faster. What the sanitizers' calls go to is our runtime.
+Flavour = Literal["plain", "watched", "asan"]
+_AGGREGATES = ("-fno-tree-sra", "-fno-ipa-sra")  # arrays and structures stay what they are
+_FLAVOURS: dict[Flavour, tuple[str, ...]] = {
+    "plain": ("-O1",),
+    "watched": ("-O1", "-fsanitize=thread", "--param", "tsan-instrument-func-entry-exit=0", *_AGGREGATES),
+    "asan": ("-O1", "-fsanitize=address,bounds,shift-exponent,alignment", "-fsanitize-recover=all",
+             "--param", "asan-instrumentation-with-call-threshold=0", "--param", "asan-use-after-return=0",
+             "--param", "asan-instrument-allocas=0", *_AGGREGATES),
 }  # fmt: skip
 ARCHITECTURE = "900"  # __CUDA_ARCH__
-LAYOUT = "2"  # of what is kept in the cache; another number makes all of it anew
+LAYOUT = "3"  # of what is kept in the cache; another number makes all of it anew
 
 
 @dataclass(frozen=True)
@@ -55,7 +61,7 @@ class Source:
     path: Path
     defines: tuple[tuple[str, str], ...] = ()
     entries: tuple[str, ...] = ()
-    checked: bool = False
+    flavour: Flavour = "plain"
 
 
 @dataclass(frozen=True)
@@ -113,7 +119,7 @@ def _build(source: Source) -> tuple[_Stamps, Built]:
         there = entry_points(text)
         entries = tuple(dict.fromkeys((*(name for name, c_linkage in there.items() if c_linkage), *source.entries)))
         _check_entries(source, tuple(there))
-        key = _digest(LAYOUT, text, repr(entries), repr(sorted(source.defines)), _toolchain(source.checked))
+        key = _digest(LAYOUT, text, repr(entries), repr(sorted(source.defines)), _toolchain(source.flavour))
         kept = cache() / f"{source.path.stem}-{key}"
         if not (kept / "layout.json").is_file():
             _compile(source, entries, Path(folder))
@@ -161,12 +167,12 @@ def _compiler() -> str:
 
 
 @functools.cache
-def _flags(checked: bool) -> tuple[str, ...]:
+def _flags(flavour: Flavour) -> tuple[str, ...]:
     """All options that decide what the code does."""
     machine: tuple[str, ...] = ()
     if platform.machine() == "x86_64":
         machine = (*_X86, *(("-march=x86-64-v3",) if _modern() else ()))
-    return (*_LANGUAGE, *_CODE, *machine, *_FLAVOURS["checked" if checked else "plain"])
+    return (*_LANGUAGE, *_CODE, *machine, *_FLAVOURS[flavour])
 
 
 def _modern() -> bool:
@@ -178,13 +184,13 @@ def _modern() -> bool:
 
 
 @functools.cache
-def _toolchain(checked: bool) -> str:
+def _toolchain(flavour: Flavour) -> str:
     """A digest of everything but the source: compiler, options, our headers and runtime."""
     files = [path for path in sorted(HEADERS.iterdir()) if path.is_file()]
     with tempfile.TemporaryDirectory(prefix="probe-build-") as folder:
         version = _run((_compiler(), "--version"), Path(folder)).stdout.read_text(encoding="utf-8", errors="replace")
     # Where the headers lie is in the debug information, by which their lines are told from the user's.
-    return _digest(version, str(HEADERS), repr(_flags(checked)), *(path.read_text(encoding="utf-8") for path in files))
+    return _digest(version, str(HEADERS), repr(_flags(flavour)), *(path.read_text(encoding="utf-8") for path in files))
 
 
 def _run(argv: Sequence[str], folder: Path, stem: str = "compiler") -> ToolRun:
@@ -318,35 +324,38 @@ def _compile(source: Source, entries: tuple[str, ...], folder: Path) -> None:
         f'#include "{source.path.resolve()}"\n#undef alignas\n#line 1 "entries"\n{names}',
         encoding="utf-8",
     )  # fmt: skip
-    runtime = _runtime(source.checked)
-    _must((_compiler(), *_flags(source.checked), *_includes(source), "-include", str(runtime / "probe_emulation.hpp"),
+    runtime = _runtime(source.flavour)
+    _must((_compiler(), *_flags(source.flavour), *_includes(source), "-include", str(runtime / "probe_emulation.hpp"),
            "-S", str(unit), "-o", str(assembly)), folder, f"compiling {source.path}")  # fmt: skip
     assembly.write_text(_arrange_shared(assembly.read_text(encoding="utf-8")), encoding="utf-8")
-    objects = (str(assembly), str(runtime / "runtime.o"), str(runtime / "checks.o"))
+    objects = (str(assembly), *(str(runtime / f"{name}.o") for name in _RUNTIME))
     _must((_compiler(), "-no-pie", "-o", str(folder / "kernel"), *objects), folder, f"linking {source.path}")
     (folder / "layout.json").write_text(json.dumps(_layout(folder, source)), encoding="utf-8")
 
 
-def _runtime(checked: bool) -> Path:
+_RUNTIME = ("runtime", "checks", "locals")
+
+
+def _runtime(flavour: Flavour) -> Path:
     """The folder with the compiled runtime and the precompiled header, both of them kept in the cache."""
     with _locks["runtime"]:
-        return _runtime_folder(checked)
+        return _runtime_folder(flavour)
 
 
-def _runtime_folder(checked: bool) -> Path:
-    kept = cache() / f"runtime-{_digest(_toolchain(checked))}"
+def _runtime_folder(flavour: Flavour) -> Path:
+    kept = cache() / f"runtime-{_digest(LAYOUT, _toolchain(flavour))}"
     if (kept / "runtime.o").is_file():
         return kept
-    plain = tuple(flag for flag in _flags(False) if flag != "-O1")
+    plain = tuple(flag for flag in _flags("plain") if flag != "-O1")
     kept.parent.mkdir(parents=True, exist_ok=True)
     beside = Path(tempfile.mkdtemp(prefix=".", dir=kept.parent))
     try:
-        for name in ("runtime", "checks"):
+        for name in _RUNTIME:
             _must((_compiler(), *plain, "-O2", "-c", str(HEADERS / f"{name}.cpp"), "-o", str(beside / f"{name}.o")),
                   beside, f"compiling the emulation's {name}")  # fmt: skip
         (beside / "probe_emulation.hpp").write_text(f'#include "{HEADERS / "probe_emulation.hpp"}"\n', encoding="utf-8")
         header = str(beside / "probe_emulation.hpp")
-        _must((_compiler(), *_flags(checked), "-x", "c++-header", header, "-o", f"{header}.gch"),
+        _must((_compiler(), *_flags(flavour), "-x", "c++-header", header, "-o", f"{header}.gch"),
               beside, "compiling the emulation's header")  # fmt: skip
         try:
             beside.rename(kept)

@@ -5,18 +5,20 @@ from __future__ import annotations
 import re
 import tempfile
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from harness import process
 from harness.emulation.build import HEADERS, Built
+from harness.emulation.gemm import Unwritten
 from harness.emulation.memory import Place
 from harness.record import Command
 from kernels.plan import Launch
 
 Row = dict[str, Any]
+_INDEX = "Index out of bounds"
 
 
 @dataclass(frozen=True)
@@ -57,7 +59,31 @@ def rows_of(events: Sequence[Told], launches: Mapping[int, Launch], buffers: Seq
         elif event["event"] == "finding" and not _same_line(lines, program, event):
             key = (program, event["id"] if event["id"] >= 0 else -1 - number)
             rows[key] = _row(one, launches[event["launch"]], buffers, lines.places(program, event, stack))
-    return tuple(rows.values())
+    return tuple(_without_echoes(list(rows.values())))
+
+
+def _without_echoes(rows: Sequence[Row]) -> Iterator[Row]:
+    """An index out of bounds is left out where the access that it led to is told too: that says more."""
+    accesses = {_line_of(row) for row in rows if row["access"] is not None}
+    return (row for row in rows if row["kind"] != _INDEX or _line_of(row) not in accesses)
+
+
+def _line_of(row: Row) -> tuple[Any, ...]:
+    return tuple(row[name] for name in ("launch_id", "kernel", "file", "line"))
+
+
+def product_row(number: int, read: Unwritten, buffer: Place) -> Row:
+    """A matrix product that reads what nothing has written, as a row: there is no line, and no thread, to name."""
+    kind = "Uninitialized __global__ memory read"
+    message = (
+        f"{kind} at byte {read.offset} of buffer {buffer.name!r} of {buffer.size} bytes: nothing was written there before, "
+        f"and it is {read.operand} of a matrix product"
+    )
+    places = dict.fromkeys(("file", "line", *(f"{what}_{axis}" for what in ("block", "thread") for axis in "xyz")))
+    return {
+        "tool": "emulation", "severity": "error", "kind": kind, "kernel": "matrix product", **places, "address": None,
+        "access": "read", "size_bytes": None, "message": message, "count": 1, "launch_id": number,
+    }  # fmt: skip
 
 
 def _same_line(lines: _Lines, program: Path, event: Mapping[str, Any]) -> bool:
@@ -106,6 +132,8 @@ class _Context:
     def where(self) -> str:
         """Where an address lies, told from the buffer that it is nearest to."""
         offset, index = self.event["offset"], self.event["buffer"]
+        if self.event["space"] in ("local", "variable"):
+            return str(self.event["text"])
         if self.event["space"] == "shared":
             return self._where_shared(offset)
         if index < 0:
@@ -134,8 +162,9 @@ class _Context:
 
 
 def _invalid(c: _Context) -> tuple[str, str]:
-    kind = f"Invalid __{c.event['space'] or 'global'}__ {c.access}"
-    reason = f": {c.event['text']}" if c.event["text"] else ""
+    space, text = c.event["space"], c.event["text"]
+    kind = f"Invalid __{'global' if space in ('', 'variable') else space}__ {c.access}"
+    reason = f": {text}" if text and space not in ("local", "variable") else ""
     return kind, f"{kind} of size {c.event['size']} bytes {c.where()}{reason}"
 
 
@@ -213,6 +242,8 @@ _WORDS: dict[str, Callable[[_Context], tuple[str, str]]] = {
     "shuffle": _plain(
         "Warp error", "a shuffle reads lane {number}, which does not take part: what it gives is undefined"
     ),
+    "index": _plain(_INDEX, "{text} is out of its bounds"),
+    "shift": _plain("Undefined shift", "{text}: more than the type has bits, for which C++ defines no result"),
     "trap": _plain("Trap", "the kernel called __trap()"),
     "assert": _plain("Device-side assert", "Assertion `{text}` failed"),
     "stack": _plain("Stack overflow", "a thread used more than 256 KiB of stack"),

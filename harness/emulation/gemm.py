@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from dataclasses import dataclass
+
 import numpy as np
 
 from harness.emulation.memory import Arena, Array
@@ -9,8 +12,43 @@ from harness.errors import UsageError
 from kernels.plan import Gemm, Pointer
 
 
-def multiply(step: Gemm, arena: Arena) -> None:
-    """D = epilogue(alpha * A @ B + bias), written into the arena."""
+@dataclass(frozen=True)
+class Unwritten:
+    """An operand with bytes that nothing has written; the first of them."""
+
+    operand: str
+    buffer: str
+    offset: int
+
+
+def multiply(step: Gemm, arena: Arena) -> tuple[Unwritten, ...]:
+    """D = epilogue(alpha * A @ B + bias), written into the arena; what it read without its having been written."""
+    read = tuple(_unwritten(step, arena))
+    _multiply(step, arena)
+    if arena.undefined:
+        begin, size = _bytes_of(arena, step.d, step.m * step.n)
+        arena.mark(str(step.d.buffer), begin, size)
+    return read
+
+
+def _unwritten(step: Gemm, arena: Arena) -> Iterator[Unwritten]:
+    if not arena.undefined:
+        return
+    operands = {"A": (step.a, step.m * step.k), "B": (step.b, step.k * step.n), "bias": (step.bias, step.n)}
+    for operand, (pointer, count) in operands.items():
+        if pointer is not None and pointer.buffer is not None:
+            first = arena.first_undefined(pointer.buffer, *_bytes_of(arena, pointer, count))
+            if first is not None:
+                yield Unwritten(operand, pointer.buffer, first)
+
+
+def _bytes_of(arena: Arena, pointer: Pointer, count: int) -> tuple[int, int]:
+    """Where so many elements from a pointer begin in their buffer, and how long they are, in bytes."""
+    size = _vector_of(arena, pointer, count).itemsize
+    return pointer.offset * size, count * size
+
+
+def _multiply(step: Gemm, arena: Arena) -> None:
     a = _matrix(arena, step.a, step.dtype, (step.m, step.k))
     b = _matrix(arena, step.b, step.dtype, (step.n, step.k) if step.b_transposed else (step.k, step.n))
     product = a @ (b.T if step.b_transposed else b)

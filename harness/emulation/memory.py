@@ -1,9 +1,9 @@
-"""The buffers of an emulated plan in one file, with guard zones around each, so that they outlive the process."""
+"""The buffers of an emulated plan in one file, with guard zones around each, so that they outlive a program."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,9 +29,13 @@ class Place:
 
 
 class Arena:
-    """A file that holds all arrays; the emulated program maps the same file."""
+    """A file that holds all arrays; the emulated programs map the same file.
 
-    def __init__(self, path: Path, arrays: Mapping[str, Array]) -> None:
+    `undefined` are the buffers that hold nothing until they are written. Beside the file stands another, `marks`, with a
+    byte for each of its bytes: not 0 where an undefined buffer has been written, by a program or by a matrix product.
+    """
+
+    def __init__(self, path: Path, arrays: Mapping[str, Array], undefined: Collection[str] = ()) -> None:
         self.path = path
         self.places = tuple(_places(arrays))
         self.index = {place.name: number for number, place in enumerate(self.places)}
@@ -42,6 +46,10 @@ class Arena:
         self._shapes = {name: (array.dtype, array.shape) for name, array in arrays.items()}
         for name, array in arrays.items():
             self[name][...] = array
+        self.undefined = frozenset(undefined) & self.index.keys()
+        self.marks = path.with_suffix(".marks") if self.undefined else None
+        if self.marks is not None:
+            self._written = np.memmap(self.marks, dtype=np.uint8, mode="w+", shape=(self.bytes,))  # zeros take no room
 
     def _fill_guards(self) -> None:
         begin = 0
@@ -55,6 +63,21 @@ class Arena:
         place = self.places[self.index[name]]
         dtype, shape = self._shapes[name]
         return np.asarray(self._memory[place.offset : place.offset + place.size]).view(dtype).reshape(shape)
+
+    def mark(self, name: str, begin: int, size: int) -> None:
+        """So many bytes of a buffer, from `begin`, have been written."""
+        if name in self.undefined:
+            self._marks_of(name, begin, size)[...] = 1
+
+    def first_undefined(self, name: str, begin: int, size: int) -> int | None:
+        """The first of so many bytes of a buffer that nothing has written."""
+        if name not in self.undefined or self._marks_of(name, begin, size).all():
+            return None
+        return begin + int(np.argmin(self._marks_of(name, begin, size)))
+
+    def _marks_of(self, name: str, begin: int, size: int) -> Array:
+        start = self.places[self.index[name]].offset + begin
+        return self._written[start : start + size]
 
     def copies(self) -> dict[str, Array]:
         return {place.name: self[place.name].copy() for place in self.places}

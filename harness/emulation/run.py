@@ -16,16 +16,16 @@ from typing import Any
 import numpy as np
 
 from harness import process
-from harness.emulation.build import DYNAMIC_LIMIT, Built, Source, build
-from harness.emulation.findings import Row, Told, rows_of
+from harness.emulation.build import DYNAMIC_LIMIT, Built, Flavour, Source, build
+from harness.emulation.findings import Row, Told, product_row, rows_of
 from harness.emulation.gemm import multiply
 from harness.emulation.memory import Arena, Array, arena_bytes
 from harness.errors import ToolFailed, UsageError
 from harness.record import Command
 from kernels.plan import Gemm, Launch, Pointer, Step
 
-CHECKS = {"memory": 1, "race": 2, "init": 4, "grid": 8}
-ALL = ("memory", "race", "init")  # "grid", races between blocks, is asked for by name
+CHECKS = {"memory": 1, "race": 2, "init": 4, "grid": 8, "asan": 16 | 1}
+ALL = ("memory", "race", "init")  # "grid", races between blocks, and "asan", a build of its own, are asked for by name
 MOST_THREADS = 1024
 MOST_BLOCKS = (2**31 - 1, 65535, 65535)
 LARGEST_BLOCK = (1024, 1024, 64)
@@ -70,11 +70,18 @@ class _Program:
 
 
 @dataclass(frozen=True)
+class _Product:
+    """A matrix product, and the index of its step."""
+
+    number: int
+    step: Gemm
+
+
+@dataclass(frozen=True)
 class _Limits:
     seconds: float
     steps: int
     checks: int
-    uninitialised: frozenset[str]
 
 
 def run(
@@ -89,25 +96,27 @@ def run(
 ) -> Emulated:
     """Run `steps` over `arrays` (bfloat16 as uint16), which are not changed; results are in what is returned.
 
-    `checks`: "none", "all" (memory, race, init), or some of memory, race, init, grid. Barriers, deadlocks, time-outs
-    and writes beyond buffers are told in any case. `timeout_s` is for each program, without its compilation.
+    `checks`: "none", "all" (memory, race, init), some of memory, race, init, grid, or "asan" alone. Barriers, deadlocks,
+    time-outs and writes beyond buffers are told in any case. `timeout_s` is for each program, without its compilation.
     `uninitialised` names buffers whose contents must not be read before they are written (check `init`).
     With `folder`, the findings are written there as `emulation.jsonl`, which `probe report` reads.
 
     Raises BuildFailed if a source does not compile, UsageError if a launch does not fit its kernel or CUDA's limits.
     """
     wanted = parse_checks(checks)
-    limits = _Limits(timeout_s, step_limit, sum(CHECKS[name] for name in wanted), frozenset(uninitialised))
+    limits = _Limits(timeout_s, step_limit, sum(CHECKS[name] for name in wanted))
     for number, step in enumerate(steps):
         _check(number, step, arrays)
-    programs = _programs(steps, bool(wanted))
+    programs = _programs(steps, _flavour(wanted))
     with _scratch(arena_bytes(arrays)) as place:
-        arena = Arena(place / "arena", arrays)
+        arena = Arena(place / "arena", arrays, uninitialised if "init" in wanted else ())
         events: list[Told] = []
+        rows: list[Row] = []
         complete = True
         for number, part in enumerate(programs):
-            if isinstance(part, Gemm):
-                multiply(part, arena)
+            if isinstance(part, _Product):
+                read = multiply(part.step, arena)
+                rows += (product_row(part.number, one, arena.places[arena.index[one.buffer]]) for one in read)
                 continue
             told, complete = _run_program(part, arena, limits, place / f"emulation-{number}")
             events += told
@@ -115,7 +124,9 @@ def run(
                 break
         made = arena.copies()
     names = {number: step for number, step in enumerate(steps) if isinstance(step, Launch)}
-    result = Emulated(made, rows_of(events, names, arena.places), tuple(_printed(events, names)), complete)
+    rows += rows_of(events, names, arena.places)
+    rows.sort(key=lambda row: int(row["launch_id"]))
+    result = Emulated(made, tuple(rows), tuple(_printed(events, names)), complete)
     if folder is not None:
         folder.mkdir(parents=True, exist_ok=True)
         write_findings(result.findings, folder / "emulation.jsonl")
@@ -133,7 +144,14 @@ def parse_checks(checks: str | Sequence[str]) -> tuple[str, ...]:
             f"no such check: {', '.join(unknown)}",
             hint=f"all, none, or some of {', '.join(CHECKS)}, with commas between",
         )
+    if "asan" in names and (others := set(names) - {"asan", "memory"}):
+        raise UsageError(f"asan is a build of its own, which cannot look for {', '.join(sorted(others))} as well",
+                         hint="two runs: --check asan, and --check all")  # fmt: skip
     return tuple(dict.fromkeys(names))
+
+
+def _flavour(wanted: Sequence[str]) -> Flavour:
+    return "asan" if "asan" in wanted else "watched" if wanted else "plain"
 
 
 def write_findings(findings: Sequence[Row], path: Path) -> None:
@@ -173,17 +191,17 @@ def _pointers(step: Step) -> Iterator[Pointer]:
         yield from (argument for argument in step.arguments if isinstance(argument, Pointer))
 
 
-def _programs(steps: Sequence[Step], checked: bool) -> list[_Program | Gemm]:
+def _programs(steps: Sequence[Step], flavour: Flavour) -> list[_Program | _Product]:
     """The steps as programs: consecutive launches of one source run in one process."""
     entries: dict[tuple[Any, ...], dict[str, None]] = {}
     for step in steps:
         if isinstance(step, Launch):
             entries.setdefault((step.source, step.defines), {})[step.entry] = None
-    built = {key: build(Source(key[0], key[1], tuple(names), checked)) for key, names in entries.items()}
-    parts: list[_Program | Gemm] = []
+    built = {key: build(Source(key[0], key[1], tuple(names), flavour)) for key, names in entries.items()}
+    parts: list[_Program | _Product] = []
     for key, group in itertools.groupby(enumerate(steps), lambda item: _key(item[1])):
         if key is None:
-            parts += [step for _, step in group if isinstance(step, Gemm)]
+            parts += [_Product(number, step) for number, step in group if isinstance(step, Gemm)]
         else:
             launches = tuple((number, step) for number, step in group if isinstance(step, Launch))
             parts.append(_Program(built[key], launches))
@@ -225,7 +243,8 @@ def _run_program(program: _Program, arena: Arena, limits: _Limits, stem: Path) -
     plan, events = stem.with_suffix(".plan"), stem.with_suffix(".events")
     plan.write_text("\n".join(_plan_lines(program, arena, limits)) + "\n", encoding="ascii")
     events.unlink(missing_ok=True)
-    argv = (str(program.built.program), str(plan), str(events), str(arena.path))
+    files = (plan, events, arena.path, *((arena.marks,) if arena.marks else ()))
+    argv = (str(program.built.program), *map(str, files))
     done = process.run(Command(argv, limits.seconds + GRACE_S), stem)
     told = list(_events(events, program))
     for one in told:
@@ -266,7 +285,7 @@ def _plan_lines(program: _Program, arena: Arena, limits: _Limits) -> Iterator[st
     yield f"{limits.seconds:.6f} {limits.steps} {MEMORY_LIMIT + SHADOW * arena.bytes} {limits.checks} {arena.bytes}"
     yield str(len(arena.places))
     for place in arena.places:
-        yield f"{place.offset} {place.size} {int(place.name not in limits.uninitialised)}"
+        yield f"{place.offset} {place.size} {int(place.name not in arena.undefined)}"
     yield f"{built.anchor} {built.extent} {built.dynamic} {len(built.statics)}"
     yield from (f"{begin} {size}" for begin, size, _ in built.statics)
     yield str(len(program.launches))

@@ -34,9 +34,9 @@ FEATURES: dict[str, Callable[[ModuleType], bool]] = {
     "calibrator": _name("IInt8EntropyCalibrator2"),  #                                 yes   yes   no   no
     "progress_monitor": _name("IProgressMonitor"),  #                                  no    yes   yes  yes
     "debug_tensors": _attribute("INetworkDefinition", "mark_debug"),  #                no    yes   yes  yes
-    "debug_unfused": _attribute("INetworkDefinition", "mark_unfused_tensors_as_debug_tensors"),  # no no yes yes
+    "debug_unfused": _attribute("INetworkDefinition", "mark_unfused_tensors_as_debug_tensors"),  # no later yes yes
     "algorithm_selector": _name("IAlgorithmSelector"),  #                              yes   yes   no   no
-    "build_route": _attribute("IBuilderConfig", "build_route"),  #                     no    no    yes  yes
+    "build_route": _attribute("IBuilderConfig", "build_route"),  #                     no    no   later yes
     "compute_capability": _attribute("IBuilderConfig", "set_compute_capability"),  #   no    no    no   yes
     "plugin_v3": _name("IPluginV3"),  #                                                no    yes   yes  yes
     "layer_metadata": _attribute("ILayer", "metadata"),  #                             yes   yes   yes  yes

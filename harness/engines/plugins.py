@@ -18,7 +18,8 @@ import numpy as np
 
 from harness.cuda import device as gpu
 from harness.cuda import launch
-from harness.engines.plugin_ops import OPERATIONS, Array, Format, Operation, Tensor, Work
+from harness.engines.plugin_ops.operation import Array, Format, Operation, Tensor, Work
+from harness.engines.plugin_ops.table import OPERATIONS
 from harness.errors import UsageError
 from kernels.spec import size_bytes
 
@@ -112,7 +113,7 @@ def _get_ready(work: Work) -> _Ready:
 
 @dataclass(frozen=True)
 class _Expressions:
-    """TensorRT's arithmetic on extents, as `plugin_ops.Sizes`."""
+    """TensorRT's arithmetic on extents, as `operation.Sizes`."""
 
     trt: ModuleType
     builder: Any

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from types import ModuleType
@@ -39,6 +39,14 @@ class _Slot:
     buffer: Buffer | None = None
     host: np.ndarray | None = None
 
+    @property
+    def address(self) -> int:
+        """Where TensorRT finds it."""
+        if self.host is not None:
+            return int(self.host.ctypes.data)
+        assert self.buffer is not None
+        return self.buffer.address
+
 
 class TrtRunner(Runner):
     """One engine with one execution context and a stream of its own, on the device's primary context."""
@@ -58,10 +66,10 @@ class TrtRunner(Runner):
         self._device.use()
         self._log = Log(self._trt)
         load_plugins(self._trt, self._options.plugins, self._log)
+        self._stream = Stream(self._device)
         with ranges.range("deserialize"):
             self._deserialize()
-        self._stream = Stream(self._device)
-        self._execute = self._context.execute_async_v3
+        self._take(self._new_context())
         self._tensors = self._describe()
         return self
 
@@ -74,7 +82,6 @@ class TrtRunner(Runner):
             by = f"; it was built by version {made[1]}, here is {self._trt.__version__}" if made and made[1] else ""
             raise failure(f"{self._origin} could not be deserialised{by}", self._log.errors, usage=True,
                           hint="build the engine again with the TensorRT and on the GPU that are here")  # fmt: skip
-        self._context = self._new_context()
 
     def _new_context(self) -> Any:
         context = self._engine.create_execution_context()
@@ -82,9 +89,12 @@ class TrtRunner(Runner):
             raise failure(f"{self._origin}: no execution context", self._log.errors)
         if hasattr(context, "nvtx_verbosity"):  # as much as the engine was built to tell
             context.nvtx_verbosity = self._engine.profiling_verbosity
-        if self._options.opt_profile:
-            context.set_optimization_profile_async(self._options.opt_profile, self._stream.handle)
+        if (asked := self._options.opt_profile) and not context.set_optimization_profile_async(asked, self._stream.handle):
+            raise UsageError(f"{self._origin} has no opt_profile {asked}; it has {self._engine.num_optimization_profiles}, counted from 0")  # fmt: skip
         return context
+
+    def _take(self, context: Any) -> None:
+        self._context, self._execute = context, context.execute_async_v3
 
     def __exit__(self, *error: object) -> None:
         """Let go in the order in which TensorRT's objects need each other."""
@@ -114,64 +124,76 @@ class TrtRunner(Runner):
     # Binding
 
     def bind(self, feeds: Arrays) -> None:
+        for tensor in self.inputs:
+            self._fill(tensor, fitted(tensor, feeds))
+        self._prepare()
+        self._capture()
+
+    def _prepare(self) -> None:
+        """Tell the context what is bound, and run once: TensorRT sets itself up for new shapes then."""
         self._graph = None  # it holds the old addresses and shapes
         for tensor in self.inputs:
-            self._bind_input(tensor, fitted(tensor, feeds))
-        if missing := self._context.infer_shapes() if hasattr(self._context, "infer_shapes") else ():
+            self._tell_input(tensor.name, self._slots[tensor.name])
+        if missing := self._missing():
             raise UsageError(f"{self._origin}: shapes of {', '.join(missing)} do not follow from what was given")
         for tensor in self.outputs:
             self._bind_output(tensor)
         self._upload()
-        self._launch()  # TensorRT sets itself up for new shapes here: not to be measured, nor to be captured
+        self._launch()  # not to be measured, nor to be captured
         self._stream.synchronize("the first inference on these shapes")
-        if self._options.cuda_graph:
-            self._graph = self._captured()
 
-    def _captured(self) -> Graph:
-        """One inference as a CUDA graph. An engine that waits for the GPU midway has none."""
+    def _missing(self) -> Sequence[str]:
+        """Inputs whose shapes or values are still wanted, where the version can tell."""
+        try:
+            return self._context.infer_shapes() if hasattr(self._context, "infer_shapes") else ()
+        except RuntimeError:  # it could not work the shapes out: the launch says why, or does without
+            return ()
+
+    def _capture(self) -> None:
+        """One inference as a CUDA graph, if one is wanted. An engine that waits for the GPU midway has none."""
+        if not self._options.cuda_graph:
+            return
         try:
             with self._stream.capture() as graph:
                 self._launch()
         except LaunchFailed as error:
             raise UsageError(f"{self._origin} cannot be captured in a CUDA graph: {error}",
                              hint="leave --cuda-graph out") from error  # fmt: skip
-        return graph
+        self._graph = graph
 
-    def _bind_input(self, tensor: Tensor, array: np.ndarray) -> None:
+    def _fill(self, tensor: Tensor, array: np.ndarray) -> None:
+        """Take an input over."""
         name = tensor.name
         if self._engine.is_shape_inference_io(name):
-            slot = self._slots[name] = _Slot(tensor, array.shape, array.nbytes, host=array)
-            address = slot.host.ctypes.data if slot.host is not None else 0
-        else:
-            if -1 in tensor.shape:
-                bounds = self._engine.get_tensor_profile_shape(name, self._options.opt_profile)
-                check_bounds(name, array.shape, tuple(tuple(shape) for shape in bounds))
-            slot = self._room(tensor, array.nbytes)
-            slot.shape = array.shape
-            assert slot.buffer is not None
-            slot.buffer.bytes[: array.nbytes] = array.reshape(-1).view(np.uint8)
-            address = slot.buffer.address
-        if not self._context.set_input_shape(name, array.shape):
-            raise UsageError(f"input {name!r}: TensorRT refuses shape {text(array.shape)}: {self._said()}")
-        self._context.set_tensor_address(name, address)
+            self._slots[name] = _Slot(tensor, array.shape, array.nbytes, host=array)
+            return
+        if -1 in tensor.shape:
+            bounds = self._engine.get_tensor_profile_shape(name, self._options.opt_profile)
+            check_bounds(name, array.shape, tuple(tuple(shape) for shape in bounds))
+        slot = self._room(tensor, array.nbytes)
+        slot.shape = array.shape
+        assert slot.buffer is not None
+        slot.buffer.bytes[: array.nbytes] = array.reshape(-1).view(np.uint8)
+
+    def _tell_input(self, name: str, slot: _Slot) -> None:
+        if not self._context.set_input_shape(name, slot.shape):
+            raise UsageError(f"input {name!r}: TensorRT refuses shape {text(slot.shape)}: {self._said()}")
+        self._context.set_tensor_address(name, slot.address)
 
     def _bind_output(self, tensor: Tensor) -> None:
         name, shape = tensor.name, tuple(self._context.get_tensor_shape(tensor.name))
         if self._engine.get_tensor_location(name) == self._trt.TensorLocation.HOST:
             host = np.zeros(shape, tensor.dtype)
             self._slots[name] = _Slot(tensor, shape, host.nbytes, host=host)
-            self._context.set_tensor_address(name, host.ctypes.data)
-            return
-        if -1 in shape:  # as large as the data will have it: TensorRT says while it runs
-            slot = self._room(tensor, self._context.get_max_output_size(name))
-            slot.shape = shape
-            allocator = self._allocators[name] = _allocator(self._trt, self._device, slot)
+        elif -1 in shape:  # as large as the data will have it: TensorRT says while it runs
+            allocator = _allocator(self._trt, self._device, self._room(tensor, 0))
             self._context.set_output_allocator(name, allocator)
+            self._allocators[name] = allocator  # the one before it may go now
             return
-        slot = self._room(tensor, int(np.prod(shape, dtype=np.int64)) * tensor.dtype.itemsize)
-        slot.shape = shape
-        assert slot.buffer is not None
-        self._context.set_tensor_address(name, slot.buffer.address)
+        else:
+            slot = self._room(tensor, int(np.prod(shape, dtype=np.int64)) * tensor.dtype.itemsize)
+            slot.shape = shape
+        self._context.set_tensor_address(name, self._slots[name].address)
 
     def _room(self, tensor: Tensor, size: int) -> _Slot:
         """The slot of a tensor with a buffer that is large enough; one that was large enough before is kept."""
@@ -238,27 +260,29 @@ class TrtRunner(Runner):
         return time.perf_counter() - start
 
     def layers(self, count: int) -> list[LayerTime]:
-        """In an execution context of its own, so that the one that is measured never knew a profiler."""
-        try:
-            times, context = LayerTimes(self._trt), self._new_context()
-        except BuildFailed as error:  # a second context may not fit into memory: all else was measured
-            self.notes = (*self.notes, f"no times of layers: {error}")
-            return []
-        context.profiler = times.profiler
-        for tensor in self.inputs:
-            context.set_input_shape(tensor.name, self._slots[tensor.name].shape)
-        for name in self._tensors:
-            if name in self._allocators:
-                context.set_output_allocator(name, self._allocators[name])
-            else:
-                context.set_tensor_address(name, self._context.get_tensor_address(name))
+        """In an execution context of its own, so that the one that is measured never knew a profiler.
+
+        It takes the other's place: before TensorRT 10 no two of them share an opt_profile, and both may not fit in memory.
+        """
+        times = LayerTimes(self._trt)
+        self._renew()
+        self._context.profiler = times.profiler
         for index in range(SETTLING + count):
             if index >= SETTLING:
                 times.begin()
-            if not context.execute_async_v3(self._stream.handle):
+            if not self._execute(self._stream.handle):
                 self._not_launched()
             self._stream.synchronize("an inference with a profiler")
+        self._renew()
+        self._capture()
         return times.layers()
+
+    def _renew(self) -> None:
+        """Another context, with what is bound, in place of the one that there is."""
+        self._graph = None
+        del self._execute, self._context
+        self._take(self._new_context())
+        self._prepare()
 
     def kernels(self) -> tuple[str, ...] | None:
         launch = self._execute

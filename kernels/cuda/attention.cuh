@@ -27,10 +27,21 @@ __device__ __forceinline__ Sequence sequence_of(int b, int batch, int sequence, 
 
 __device__ __forceinline__ float negative_infinity() { return __int_as_float(0xff800000); }
 
+// Where a column lies in its row, in elements from the row's start: beside the one before, or (TensorRT's kCHW32) in
+// panels of 32 columns, each of them all rows long.
+struct Adjacent {
+    __device__ __forceinline__ int operator()(int column) const { return column; }
+};
+
+struct Panels {
+    long long stride;
+    __device__ __forceinline__ long long operator()(int column) const { return column / 32 * stride + column % 32; }
+};
+
 // Starts the copy of rows `from` .. of a matrix of `count` rows, `pitch` elements apart; rows past it become zeros.
-template <int THREADS, typename T, int ROWS, int COLUMNS>
+template <int THREADS, typename T, int ROWS, int COLUMNS, typename Columns = Adjacent>
 __device__ __forceinline__ void load_rows(tiles::Tile<T, ROWS, COLUMNS> tile, const T* matrix, long long pitch,
-                                          int from, int count) {
+                                          int from, int count, Columns place = {}) {
     using Layout = tiles::Tile<T, ROWS, COLUMNS>;
     constexpr int PER_CHUNK = 16 / int(sizeof(T));
     constexpr int STEPS = (ROWS * Layout::CHUNKS + THREADS - 1) / THREADS;
@@ -40,7 +51,7 @@ __device__ __forceinline__ void load_rows(tiles::Tile<T, ROWS, COLUMNS> tile, co
     if (REGULAR && from + ROWS <= count) {
         const int row = threadIdx.x / Layout::CHUNKS, chunk = threadIdx.x % Layout::CHUNKS;
         unsigned char* target = tile.at(row, chunk);
-        const T* source = matrix + (from + row) * pitch + chunk * PER_CHUNK;
+        const T* source = matrix + (from + row) * pitch + place(chunk * PER_CHUNK);
 #pragma unroll
         for (int step = 0; step < STEPS; ++step, source += ROW_STEP * pitch)
             if (ROWS % ROW_STEP == 0 || row + step * ROW_STEP < ROWS)
@@ -52,7 +63,7 @@ __device__ __forceinline__ void load_rows(tiles::Tile<T, ROWS, COLUMNS> tile, co
             const int row = index / Layout::CHUNKS, chunk = index % Layout::CHUNKS;
             if (ROWS * Layout::CHUNKS % THREADS != 0 && row >= ROWS) break;
             const bool inside = from + row < count;
-            const T* source = matrix + (from + row) * pitch + chunk * PER_CHUNK;
+            const T* source = matrix + (from + row) * pitch + place(chunk * PER_CHUNK);
             tiles::copy_async(tile.at(row, chunk), inside ? source : matrix, inside);
         }
     }

@@ -4,6 +4,9 @@
 // then for probabilities and context. Both products are exact: Q K^T in int32, and probabilities (at most 127) times V
 // as float16 summed in float32, which holds every integer below 2^24.
 //
+// The merged product and the context are row-major, or both in kCHW32: `row_stride`, `context_stride` and `panel_stride`
+// say which.
+//
 // Macros: HEAD_SIZE (32, 64, 96, 128). A block of 128 threads takes 64 queries of one head.
 #include "attention.cuh"
 
@@ -18,11 +21,11 @@ using Values = tiles::Tile<tiles::Half, KEYS, HEAD>;
 
 // Rows `from` .. of V, widened to float16; rows past `count` become zeros.
 __device__ __forceinline__ void load_values(Values tile, const signed char* matrix, long long pitch, int from,
-                                            int count) {
+                                            int count, attention::Panels place) {
     for (int i = threadIdx.x; i < KEYS * Values::CHUNKS; i += THREADS) {
         const int row = i / Values::CHUNKS, chunk = i % Values::CHUNKS;
         uint2 raw = make_uint2(0, 0);
-        if (from + row < count) raw = *reinterpret_cast<const uint2*>(matrix + (from + row) * pitch + 8 * chunk);
+        if (from + row < count) raw = *reinterpret_cast<const uint2*>(matrix + (from + row) * pitch + place(8 * chunk));
         const unsigned words[2] = {raw.x, raw.y};
         unsigned wide[4];
 #pragma unroll
@@ -37,7 +40,7 @@ __device__ __forceinline__ void load_values(Values tile, const signed char* matr
 
 __device__ __forceinline__ void scores_of(float (&scores)[KEYS / 2], Bytes queries, Bytes keys, int from, int count) {
     int sums[KEYS / 2];
-    tiles::warp::multiply_transposed<KEYS, HEAD>(sums, queries, keys);
+    tiles::warp::multiply_transposed<signed char, KEYS, HEAD>(sums, queries, keys);
 #pragma unroll
     for (int i = 0; i < KEYS / 2; ++i) scores[i] = float(sums[i]);
     if (from + KEYS > count) attention::mask_keys<KEYS>(scores, from, count, attention::negative_infinity());
@@ -49,7 +52,8 @@ __device__ __forceinline__ signed char saturate(float x) {
 
 // 64 rows of context, gathered in the tile of their queries and written in 16-byte chunks.
 __device__ __forceinline__ void write_context(const float (&context)[HEAD / 2], float factor, Bytes tile,
-                                              signed char* target, long long pitch, int rows) {
+                                              signed char* target, long long pitch, int rows,
+                                              attention::Panels place) {
     const int lane = threadIdx.x % 32, warp_row = threadIdx.x / 32 * 16;
 #pragma unroll
     for (int i = 0; i < HEAD / 4; ++i) {
@@ -62,7 +66,7 @@ __device__ __forceinline__ void write_context(const float (&context)[HEAD / 2], 
     for (int i = lane; i < 16 * Bytes::CHUNKS; i += 32) {
         const int row = warp_row + i / Bytes::CHUNKS, chunk = i % Bytes::CHUNKS;
         if (row < rows)
-            *reinterpret_cast<uint4*>(target + row * pitch + chunk * 16) =
+            *reinterpret_cast<uint4*>(target + row * pitch + place(chunk * 16)) =
                 *reinterpret_cast<const uint4*>(tile.at(row, chunk));
     }
 }
@@ -70,30 +74,32 @@ __device__ __forceinline__ void write_context(const float (&context)[HEAD / 2], 
 }  // namespace
 
 // Grid: heads, tiles of 64 queries of the longest sequence, batch. `scale` is input_scale^2 log2(e) / sqrt(H),
-// `quantum` 1 / dq_probs, `output_factor` dq_probs * input_scale / output_scale.
+// `quantum` 1 / dq_probs, `output_factor` dq_probs * input_scale / output_scale. Row-major: `row_stride` 3E,
+// `context_stride` E, `panel_stride` 32; kCHW32: 32, 32 and 32 times the tokens.
 extern "C" __global__ void __launch_bounds__(THREADS)
     attention_int8(const signed char* __restrict__ qkv, signed char* __restrict__ out, const int* __restrict__ valid,
-                   const int* __restrict__ starts, int sequence, int head_stride, int part_stride, float scale,
-                   float quantum, float output_factor) {
+                   const int* __restrict__ starts, int sequence, int head_stride, int part_stride, int row_stride,
+                   int context_stride, int panel_stride, float scale, float quantum, float output_factor) {
     extern __shared__ __align__(1024) unsigned char memory[];
     const Bytes queries{memory}, keys{memory + Bytes::BYTES};
     const Values values{memory + 2 * Bytes::BYTES};
-    const int heads = gridDim.x, head = blockIdx.x;
+    const int head = blockIdx.x;
     const attention::Sequence s = attention::sequence_of(blockIdx.z, gridDim.z, sequence, valid, starts);
     const int first_query = blockIdx.y * 64;
     if (first_query >= s.queries) return;
 
-    const long long out_pitch = (long long)s.step * heads * HEAD, pitch = 3 * out_pitch;
-    const signed char* q = qkv + 3LL * s.first * heads * HEAD + (long long)head * head_stride;
+    const attention::Panels place{panel_stride};
+    const long long pitch = (long long)s.step * row_stride, out_pitch = (long long)s.step * context_stride;
+    const signed char* q = qkv + (long long)s.first * row_stride + (long long)head * head_stride;
     const signed char* k = q + part_stride;
     const signed char* v = k + part_stride;
 
-    attention::load_rows<THREADS>(queries, q, pitch, first_query, s.queries);
+    attention::load_rows<THREADS>(queries, q, pitch, first_query, s.queries, place);
     attention::Softmax softmax{scale};
     float scores[KEYS / 2];
     float sum[4] = {};  // of this thread's columns, as accumulators lie: rows 0 0 1 1
     for (int from = 0; from < s.keys; from += KEYS) {
-        attention::load_rows<THREADS>(keys, k, pitch, from, s.keys);
+        attention::load_rows<THREADS>(keys, k, pitch, from, s.keys, place);
         tiles::commit_copies();
         tiles::wait_copies<0>();
         __syncthreads();
@@ -108,9 +114,9 @@ extern "C" __global__ void __launch_bounds__(THREADS)
     for (int r = 0; r < 2; ++r) steps[r] = quantum / attention::quad_sum(sum[2 * r] + sum[2 * r + 1]);
     float context[HEAD / 2] = {};
     for (int from = 0; from < s.keys; from += KEYS) {
-        attention::load_rows<THREADS>(keys, k, pitch, from, s.keys);
+        attention::load_rows<THREADS>(keys, k, pitch, from, s.keys, place);
         tiles::commit_copies();
-        load_values(values, v, pitch, from, s.keys);
+        load_values(values, v, pitch, from, s.keys, place);
         tiles::wait_copies<0>();
         __syncthreads();
         scores_of(scores, queries, keys, from, s.keys);
@@ -128,6 +134,6 @@ extern "C" __global__ void __launch_bounds__(THREADS)
     tiles::commit_copies();
     tiles::wait_copies<0>();  // with no key at all, the queries may still be on their way
     __syncthreads();
-    out += ((long long)s.first * heads + head) * HEAD + first_query * out_pitch;
-    write_context(context, output_factor, queries, out, out_pitch, s.queries - first_query);
+    out += (long long)s.first * context_stride + head * place(HEAD) + first_query * out_pitch;
+    write_context(context, output_factor, queries, out, out_pitch, s.queries - first_query, place);
 }

@@ -72,45 +72,34 @@ constexpr int ONES_BYTES = 256;  // of shared memory, filled with ones: [16, 8] 
 
 namespace warp {
 
-// D [64, N] = A [64, K] B^T, B [N, K]; A and B in shared memory.
-template <typename T, int N, int K>
-__device__ __forceinline__ void multiply_transposed(float (&d)[N / 2], Tile<T, 64, K> a, Tile<T, N, K> b) {
-    const int lane = threadIdx.x % 32;
-    const int warp_row = threadIdx.x % 128 / 32 * 16;
-#pragma unroll
-    for (int i = 0; i < N / 2; ++i) d[i] = 0.f;
-#pragma unroll
-    for (int k = 0; k < K / 16; ++k) {
-        unsigned left[4];
-        load_matrices(left, a.at(warp_row + lane % 16, 2 * k + lane / 16));
-#pragma unroll
-        for (int n = 0; n < N / 16; ++n) {
-            unsigned right[4];
-            load_matrices(right, b.at(16 * n + lane / 16 * 8 + lane % 8, 2 * k + lane / 8 % 2));
-            multiply_16x8x16<T>(d + 8 * n, left, right[0], right[1]);
-            multiply_16x8x16<T>(d + 8 * n + 4, left, right[2], right[3]);
-        }
-    }
+// D [16, 8] += A B over 32 bytes of each row: 16 products of 16-bit elements, summed in float, or 32 of int8 in int32.
+template <typename T>
+__device__ __forceinline__ void multiply(float* d, const unsigned (&a)[4], unsigned b0, unsigned b1) {
+    multiply_16x8x16<T>(d, a, b0, b1);
 }
 
-// The same for int8, summed in int32.
-template <int N, int K>
-__device__ __forceinline__ void multiply_transposed(int (&d)[N / 2], Tile<signed char, 64, K> a,
-                                                    Tile<signed char, N, K> b) {
+template <typename T>
+__device__ __forceinline__ void multiply(int* d, const unsigned (&a)[4], unsigned b0, unsigned b1) {
+    multiply_16x8x32(d, a, b0, b1);
+}
+
+// D [64, N] = A [64, K] B^T, B [N, K]; A and B in shared memory.
+template <typename T, int N, int K, typename Sum>
+__device__ __forceinline__ void multiply_transposed(Sum (&d)[N / 2], Tile<T, 64, K> a, Tile<T, N, K> b) {
     const int lane = threadIdx.x % 32;
     const int warp_row = threadIdx.x % 128 / 32 * 16;
 #pragma unroll
     for (int i = 0; i < N / 2; ++i) d[i] = 0;
 #pragma unroll
-    for (int k = 0; k < K / 32; ++k) {
+    for (int k = 0; k < K * int(sizeof(T)) / 32; ++k) {
         unsigned left[4];
         load_matrices(left, a.at(warp_row + lane % 16, 2 * k + lane / 16));
 #pragma unroll
         for (int n = 0; n < N / 16; ++n) {
             unsigned right[4];
             load_matrices(right, b.at(16 * n + lane / 16 * 8 + lane % 8, 2 * k + lane / 8 % 2));
-            multiply_16x8x32(d + 8 * n, left, right[0], right[1]);
-            multiply_16x8x32(d + 8 * n + 4, left, right[2], right[3]);
+            multiply<T>(d + 8 * n, left, right[0], right[1]);
+            multiply<T>(d + 8 * n + 4, left, right[2], right[3]);
         }
     }
 }

@@ -7,7 +7,7 @@
 namespace probe_emulation {
 
 template <class T, class Change>
-__attribute__((no_sanitize("thread"), always_inline)) inline T atomically(T* address, Change change) {
+__attribute__((no_sanitize("thread", "address"), always_inline)) inline T atomically(T* address, Change change) {
     atomic_access((const void*)address, sizeof(T));
     T old;
     __builtin_memcpy(&old, (const void*)address, sizeof old);

@@ -106,13 +106,6 @@ void make_shadows() {
         for (const Buffer& buffer : machine.buffers) global_cells.push_back(shadow<Cell>(buffer.end - buffer.begin));
 }
 
-struct At {
-    std::uintptr_t address;
-    unsigned size;
-    bool write, atomic, aligned;
-    Pc pc;
-};
-
 // ---- shared memory ------------------------------------------------------------------------------------------------
 
 bool ordered(const Access& before, const Thread& thread) {
@@ -205,7 +198,7 @@ int nearest(std::uintptr_t address) {  // the buffer that holds the address, or 
 
 void init_global(const At& at, int index) {
     Buffer& buffer = machine.buffers[(std::size_t)index];
-    if (buffer.written.empty()) return;
+    if (!buffer.written) return;
     const std::size_t offset = at.address - buffer.begin;
     if (!at.write || at.atomic)
         for (unsigned i = 0; i < at.size; ++i)
@@ -215,7 +208,7 @@ void init_global(const At& at, int index) {
                 break;
             }
     if (at.write)
-        for (unsigned i = 0; i < at.size; ++i) buffer.written[offset + i] = true;
+        memset(buffer.written + offset, 1, at.size);
 }
 
 // Blocks are never ordered within a launch; atomic accesses do not race with each other.
@@ -262,16 +255,32 @@ void global_access(const At& at) {
     if (machine.checks.grid) race_global(at, index);
 }
 
+}  // namespace
+
+void misaligned(const At& at) {
+    if (at.address - machine.locals < machine.locals_end - machine.locals)
+        return misaligned(at, "shared", -1, (long)(at.address - machine.locals));
+    const bool in_arena = at.address - machine.arena < machine.arena_end - machine.arena;
+    const int index = in_arena ? nearest(at.address) : -1;
+    misaligned(at, "global", index, index < 0 ? 0 : (long)(at.address - machine.buffers[(std::size_t)index].begin));
+}
+
 // ---- the one door -------------------------------------------------------------------------------------------------
 
 void look(const At& at) {
     Thread* thread = machine.current;
     if (!thread) return;  // the runtime's own start
-    if (at.address - machine.stacks < machine.stacks_end - machine.stacks) return;
+    if (at.address - machine.stacks < machine.stacks_end - machine.stacks) {
+        if (machine.checks.local) look_local(at);
+        return;
+    }
     if (++thread->steps > machine.step_limit) report_and_end({.kind = "steps", .pc = at.pc, .number = machine.step_limit});
     if (at.address - machine.arena < machine.arena_end - machine.arena) return global_access(at);
     if (at.address - machine.locals < machine.locals_end - machine.locals) return shared_access(at);
-    if (at.address - (std::uintptr_t)&__executable_start < (std::uintptr_t)(&end - &__executable_start)) return;
+    if (at.address - (std::uintptr_t)&__executable_start < (std::uintptr_t)(&end - &__executable_start)) {
+        if (machine.checks.local) look_variable(at);
+        return;
+    }
     if (at.address < 65536 || at.address >> 47)
         report_and_end({.kind = "access", .pc = at.pc, .address = at.address, .size = at.size, .write = at.write,
                         .space = "global", .text = at.address < 65536 ? "a null pointer, or near one" : "no address at all"});
@@ -280,8 +289,6 @@ void look(const At& at) {
         report_and_end({.kind = "access", .pc = at.pc, .address = at.address, .size = at.size, .write = at.write, .space = "global",
                         .buffer = nearest(at.address), .offset = (long)(at.address - machine.buffers[(std::size_t)nearest(at.address)].begin)});
 }
-
-}  // namespace
 
 __attribute__((noinline)) void atomic_access(const void* address, unsigned size) {
     if (!shared_cells) return;

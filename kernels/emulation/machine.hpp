@@ -29,10 +29,11 @@ struct Thread {
     std::uint64_t steps;
 };
 
+constexpr std::size_t stack_bytes = 256 * 1024, page = 4096;  // of each thread, and the guard page below
+
 struct Buffer {
     std::uintptr_t begin, end;
-    bool initialised;
-    std::vector<bool> written;  // only of a buffer that is not initialised
+    unsigned char* written;  // a byte for each byte; null where all of them count as written
 };
 
 struct Region {  // of shared memory, relative to the thread-local block
@@ -41,6 +42,7 @@ struct Region {  // of shared memory, relative to the thread-local block
 
 struct Checks {
     bool memory, race, init, grid;
+    bool local;  // the stacks and the program's own variables
 };
 
 struct Machine {
@@ -80,6 +82,18 @@ struct Finding {
 void report(const Finding& finding);
 [[noreturn]] void report_and_end(const Finding& finding);
 [[noreturn]] void end_process(int status);
+
+struct At {  // an access
+    std::uintptr_t address;
+    unsigned size;
+    bool write, atomic, aligned;
+    Pc pc;
+};
+void look(const At& at);            // checks.cpp: every access of a kernel
+void look_local(const At& at);      // locals.cpp: one to a stack
+void look_variable(const At& at);   // locals.cpp: one to the program's own data
+void misaligned(const At& at);      // checks.cpp
+void shadow_stacks(std::uintptr_t begin, std::uintptr_t end);
 
 // Told to the checks by the scheduler.
 namespace told {

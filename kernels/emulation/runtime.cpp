@@ -1,7 +1,8 @@
 // Runs launches on the CPU: every thread of a block is a fiber, and blocks run one after the other in their order.
 //
-// kernel PLAN EVENTS ARENA: the plan is text (see `harness/emulation/run.py`), events are JSON lines, the arena holds the
-// buffers. Exit status: 0 all launches ended, 3 one was ended by a finding, 4 the plan does not fit the kernels.
+// kernel PLAN EVENTS ARENA [MARKS]: the plan is text (see `harness/emulation/run.py`), events are JSON lines, the arena
+// holds the buffers; of those that start undefined, the marks say which bytes have been written, also by earlier programs.
+// Exit status: 0 all launches ended, 3 one was ended by a finding, 4 the plan does not fit the kernels.
 
 #include "runtime.hpp"
 
@@ -37,7 +38,6 @@ thread_local char anchor;  // its address less its offset is where the shared va
 
 namespace {
 
-constexpr std::size_t stack_bytes = 256 * 1024, page = 4096;
 constexpr std::uintptr_t wanted_arena = 0x200000000000;
 constexpr unsigned char guard_byte = 0xcb;
 constexpr std::uint64_t most_spins = 2'000'000;  // yields of a block in which nothing else happened
@@ -764,13 +764,18 @@ void* reserve(std::size_t bytes) {
     return got;
 }
 
-void map_arena(const char* path, std::size_t bytes) {
+unsigned char* map_file(const char* path, std::size_t bytes, std::uintptr_t wanted) {
     const int file = open(path, O_RDWR);
-    if (file < 0) bad_plan("the arena cannot be opened");
-    void* got = mmap((void*)wanted_arena, bytes, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_FIXED_NOREPLACE, file, 0);
+    if (file < 0) bad_plan("the buffers cannot be opened");
+    void* got = MAP_FAILED;
+    if (wanted) got = mmap((void*)wanted, bytes, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_FIXED_NOREPLACE, file, 0);
     if (got == MAP_FAILED) got = mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_SHARED, file, 0);
-    if (got == MAP_FAILED) bad_plan("the arena cannot be mapped");
-    machine.arena = (std::uintptr_t)got;
+    if (got == MAP_FAILED) bad_plan("the buffers cannot be mapped");
+    return (unsigned char*)got;
+}
+
+void map_arena(const char* path, std::size_t bytes) {
+    machine.arena = (std::uintptr_t)map_file(path, bytes, wanted_arena);
     machine.arena_end = machine.arena + bytes;
 }
 
@@ -779,16 +784,17 @@ void make_stacks() {
     machine.stacks = (std::uintptr_t)reserve(1024 * each);
     machine.stacks_end = machine.stacks + 1024 * each;
     for (unsigned i = 0; i < 1024; ++i) mprotect((void*)(machine.stacks + i * each), page, PROT_NONE);
+    if (machine.checks.local) shadow_stacks(machine.stacks, machine.stacks_end);
 }
 
-void read_memory(FILE* plan) {
+void read_memory(FILE* plan, unsigned char* marks) {
     const long buffers = number(plan);
     for (long i = 0; i < buffers; ++i) {
         Buffer buffer{};
         buffer.begin = machine.arena + (std::uintptr_t)number(plan);
         buffer.end = buffer.begin + (std::uintptr_t)number(plan);
-        buffer.initialised = number(plan) != 0;
-        if (!buffer.initialised && machine.checks.init) buffer.written.resize(buffer.end - buffer.begin);
+        const bool initialised = number(plan) != 0;
+        if (!initialised && marks) buffer.written = marks + (buffer.begin - machine.arena);
         machine.buffers.push_back(buffer);
     }
     machine.locals = (std::uintptr_t)&anchor - (std::uintptr_t)number(plan);
@@ -811,7 +817,7 @@ void enlist(const Entry& entry) { entries().push_back(entry); }
 
 int main(int count, char** words) {
     using namespace probe_emulation;
-    if (count != 4) return 70;
+    if (count != 4 && count != 5) return 70;
     FILE* plan = fopen(words[1], "r");
     events = open(words[2], O_WRONLY | O_CREAT | O_APPEND, 0600);
     if (!plan || events < 0) return 70;
@@ -820,12 +826,12 @@ int main(int count, char** words) {
     machine.step_limit = (std::uint64_t)number(plan);
     const rlim_t memory = (rlim_t)number(plan);
     const long checks = number(plan);
-    machine.checks = {(checks & 1) != 0, (checks & 2) != 0, (checks & 4) != 0, (checks & 8) != 0};
+    machine.checks = {(checks & 1) != 0, (checks & 2) != 0, (checks & 4) != 0, (checks & 8) != 0, (checks & 16) != 0};
     map_arena(words[3], (std::size_t)number(plan));
     make_stacks();
     const rlimit limit{memory, memory};
     setrlimit(RLIMIT_AS, &limit);
-    read_memory(plan);
+    read_memory(plan, count == 5 ? map_file(words[4], machine.arena_end - machine.arena, 0) : nullptr);
     catch_signals();
     set_timer(seconds);
     const long launches = number(plan);

@@ -10,13 +10,13 @@ namespace probe_emulation {
 
 // Copies whose size the compiler does not know become calls, which the checks must be told of.
 PROBE_INLINE void* copy(void* to, const void* from, std::size_t bytes) {
-#ifdef __SANITIZE_THREAD__
+#if defined(__SANITIZE_THREAD__) || defined(__SANITIZE_ADDRESS__)
     touch(from, bytes, false), touch(to, bytes, true);
 #endif
     return __builtin_memmove(to, from, bytes);
 }
 PROBE_INLINE void* fill(void* to, int byte, std::size_t bytes) {
-#ifdef __SANITIZE_THREAD__
+#if defined(__SANITIZE_THREAD__) || defined(__SANITIZE_ADDRESS__)
     touch(to, bytes, true);
 #endif
     return __builtin_memset(to, byte, bytes);

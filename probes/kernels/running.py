@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 
-from harness.cuda import source as cuda_source
 from harness.errors import EXIT_CLEAN, EXIT_DEFECT, ProbeError, UsageError
 from harness.record import Session
 from kernels.plan import Extent, Launch
@@ -83,8 +82,7 @@ def run(settings: Settings, tell: Tell = lambda _: None) -> Ran:
 
     Raises UsageError for what does not fit the kernel, BuildFailed for what does not compile.
     """
-    entry = settings.entry or _only_kernel(settings.source)
-    wanted = arguments.read_parameters(settings.source, entry.partition("<")[0])
+    entry, wanted = arguments.read_kernel(settings.source, settings.entry, dict(settings.defines))
     given = arguments.read(settings.args) if settings.args is not None else {}
     inputs = arguments.bind(wanted, given)
     if unknown := [name for name in settings.undefined if name not in inputs.arrays]:
@@ -102,13 +100,6 @@ def run(settings: Settings, tell: Tell = lambda _: None) -> Ran:
     session.write_json("result.json", document)
     np.savez(settings.out_npz or session.folder / "arrays.npz", **result.arrays)  # type: ignore[arg-type]
     return Ran(document, session, result.printed)
-
-
-def _only_kernel(source: Path) -> str:
-    names = [function.name for function in cuda_source.read(source).kernels]
-    if len(names) != 1:
-        raise UsageError(f"{source.name} has {len(names)} kernels: {', '.join(names) or 'none'}", hint="--entry NAME")
-    return names[0]
 
 
 def _run(settings: Settings, launch: Launch, arrays: Mapping[str, Array], session: Session) -> _Result:

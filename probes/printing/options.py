@@ -3,54 +3,57 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from harness.errors import UsageError
+from probes import options
+from probes.options import FILE, FOLDER, argument, option
 
 if TYPE_CHECKING:
     from probes.printing.running import Settings
 
-FILE = click.Path(dir_okay=False, path_type=Path)
-FOLDER = click.Path(file_okay=False, path_type=Path)
 CHECKS = "all, none, or some of memory, race, init, with commas between"
 
-_OPTIONS = (
-    click.argument("source", metavar="FILE.cu", type=click.Path(path_type=Path)),
-    click.option("--entry", metavar="NAME", help="The kernel. Not needed where the file has one only."),
-    click.option("--at", "lines", metavar="LINE", type=click.IntRange(min=1), multiple=True,
-                 help="Log just before the statement at this line; --print after it says what. May be given again."),
-    click.option("--print", "prints", metavar="EXPRESSIONS", multiple=True, help="'mean, rstd, x[i]': the values for the --at before it."),
-    click.option("--if", "condition", metavar="EXPRESSION", help="Log at the --at lines only where this holds."),
-    click.option("--watch-nan", "watch", is_flag=True, help="Log the first NaN or Inf of every assignment of floating type, and its operands."),
-    click.option("--thread", metavar="X,Y,Z", help="Only this thread of each block: numbers, ranges (0-7), or *."),
-    click.option("--in-block", "in_block", metavar="X,Y,Z", help="Only this block: numbers, ranges, or *."),
-    click.option("--warp", metavar="N", help="Only this warp of each block, or a range of them."),
-    click.option("--grid", metavar="X[,Y[,Z]]", help="Blocks of the launch."),
-    click.option("--block", "blocks", metavar="X[,Y[,Z]]", multiple=True,
-                 help="Threads of a block; a value with a *, a range or a 0 in it (3,*,*), or a second --block, chooses"
-                 " blocks instead, as --in-block does."),
-    click.option("--smem", "--shared", "shared_bytes", metavar="BYTES", type=click.IntRange(min=0), help="Dynamic shared memory."),
-    click.option("--args", "arguments", metavar="FILE", type=FILE, help="Arrays and scalars by parameter name: .npz or YAML."),
-    click.option("-D", "--define", "defines", metavar="NAME[=VALUE]", multiple=True, help="A macro for the compiler."),
-    click.option("--from-session", "from_session", metavar="DIR", type=FOLDER, help="Arguments and launch of an earlier run."),
-    click.option("--emulate/--gpu", "emulate", default=None, help="On the CPU, or on the GPU. Default: the GPU where there is one."),
-    click.option("--check", "checks", metavar="CHECKS", default="none", show_default=True, help=f"Of the emulation: {CHECKS}."),
-    click.option("--records", metavar="N", type=click.IntRange(min=1), default=1_000_000, show_default=True,
-                 help="Room for so many values of up to 8 bytes."),
-    click.option("--grow", is_flag=True, help="Where it was not enough, run again with room for all."),
-    click.option("--timeout", "timeout_s", metavar="SECONDS", type=click.FloatRange(min=0, min_open=True), default=60.0, show_default=True),
-    click.option("--out", metavar="DIR", type=FOLDER, help="The session's folder."),
-)  # fmt: skip
-
-
-def print_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    for option in reversed(_OPTIONS):
-        command = option(command)
-    return command
+SECTIONS = {
+    "What to log": (
+        argument("source", metavar="FILE.cu", type=click.Path(path_type=Path)),
+        option("--at", "lines", metavar="LINE", type=click.IntRange(min=1), multiple=True,
+               help="Log just before the statement at this line; --print after it says what. May be given again."),
+        option("--print", "prints", metavar="EXPRESSIONS", multiple=True, help="'mean, rstd, x[i]': the values for the --at before it."),
+        option("--if", "condition", metavar="EXPRESSION", help="Log at the --at lines only where this holds."),
+        option("--watch-nan", "watch", is_flag=True, help="Log the first NaN or Inf of every assignment of floating type, and its operands."),
+    ),
+    "Of which threads": (
+        option("--thread", metavar="X,Y,Z", help="Only this thread of each block: numbers, ranges (0-7), or *."),
+        option("--in-block", "in_block", metavar="X,Y,Z", help="Only this block: numbers, ranges, or *."),
+        option("--warp", metavar="N", help="Only this warp of each block, or a range of them."),
+    ),
+    "Launch": (
+        options.ENTRY,
+        option("--grid", metavar="X[,Y[,Z]]", help="Blocks."),
+        option("--block", "blocks", metavar="X[,Y[,Z]]", multiple=True,
+               help="Threads of a block; a value with a *, a range or a 0 in it (3,*,*), or a second --block, chooses"
+               " blocks instead, as --in-block does."),
+        option("--smem", "--shared", "shared_bytes", metavar="BYTES", type=click.IntRange(min=0), help="Dynamic shared memory."),
+        option("--args", "arguments", metavar="FILE", type=FILE, help="Arrays and scalars by parameter name: .npz or YAML."),
+        option("-D", "--define", "defines", metavar="NAME[=VALUE]", multiple=True, help="A macro for the compiler."),
+        option("--from-session", "from_session", metavar="DIR", type=FOLDER, help="Arguments and launch of an earlier run."),
+        options.EMULATE,
+        option("--check", "checks", metavar="CHECKS", default="none", show_default=True, help=f"Of the emulation: {CHECKS}."),
+        option("--timeout", "timeout_s", metavar="SECONDS", type=click.FloatRange(min=0, min_open=True), default=60.0, show_default=True,
+               help="For the run."),
+    ),
+    "Results": (
+        option("--records", metavar="N", type=click.IntRange(min=1), default=1_000_000, show_default=True,
+               help="Room for so many values of up to 8 bytes."),
+        option("--grow", is_flag=True, help="Where it was not enough, run again with room for all."),
+        options.out("printf"),
+        options.JSON,
+    ),
+}  # fmt: skip
 
 
 def to_settings(values: dict[str, Any]) -> Settings:

@@ -13,14 +13,14 @@ import pandas as pd
 
 from harness.cuda import driver as cuda
 from harness.cuda import source as cuda_source
-from harness.cuda.source import Source
+from harness.cuda.source import Entry, Source
 from harness.device_log import traced, tracepoints
 from harness.device_log.layout import Selection
 from harness.device_log.traced import Job, Traced
 from harness.device_log.tracepoints import Instrumented
 from harness.errors import EXIT_CLEAN, EXIT_DEFECT, ArtifactMissing, BuildFailed, UsageError
 from harness.record import Session, to_json
-from kernels.plan import Extent, Launch
+from kernels.plan import Extent, Launch, Pointer
 from probes.targets import arguments, driving
 from probes.targets.arguments import Inputs
 from reports import page, printed
@@ -95,7 +95,7 @@ class _Subject:
 
     source: Source
     folder: Path
-    entry: str
+    entry: Entry
     inputs: Inputs
     grid: Extent
     block: Extent
@@ -115,12 +115,12 @@ def run(settings: Settings, out: Path | None = None, tell: Tell = lambda _: None
     )
     emulate = not has_gpu() if settings.emulate is None else settings.emulate
     session = Session.create("printf", out)
-    more = {"source": subject.source.name, "entry": subject.entry, "backend": "emulation" if emulate else "gpu"}
+    more = {"source": subject.source.name, "entry": subject.entry.name, "backend": "emulation" if emulate else "gpu"}
     session.write_json("manifest.json", driving.manifest("printf", settings.command(), more))
     _keep_inputs(session, subject)
     tell("compiling and running")
     done, notes = _trace(settings, subject, made, selection, session, emulate)
-    rows = done.recorded.rows(subject.entry)
+    rows = done.recorded.rows(subject.entry.name)
     result = _result(settings, subject, made, done, rows, notes)
     _write(session, result, rows, done)
     tell("drawing the page")
@@ -142,27 +142,19 @@ def has_gpu() -> bool:
 def _subject(settings: Settings) -> _Subject:
     source = cuda_source.read(settings.source)
     earlier = _earlier(settings.from_session) if settings.from_session else {}
-    entry = settings.entry or earlier.get("entry") or _only_kernel(source)
-    function = tracepoints.kernel_of(source, entry)
-    given = arguments.read(settings.from_session / "raw" / "arguments.npz") if settings.from_session else {}
+    entry = cuda_source.entry_of(source, settings.entry or earlier.get("entry"))
+    given = dict.fromkeys(earlier.get("null", ()))
+    if settings.from_session is not None:
+        given |= arguments.read(settings.from_session / "raw" / "arguments.npz")
     if settings.arguments is not None:
         given |= arguments.read(settings.arguments)
-    inputs = arguments.bind(arguments.parameters(source, function), given)
+    inputs = arguments.bind(arguments.parameters(source, entry, dict(settings.defines)), given)
     grid, block = settings.grid or earlier.get("grid"), settings.block or earlier.get("block")
     if grid is None or block is None:
         missing = "--grid" if grid is None else "--block"
         raise UsageError(f"the launch is not known: no {missing}", hint="--grid 4 --block 128")
     shared = settings.shared_bytes if settings.shared_bytes is not None else earlier.get("shared_bytes", 0)
     return _Subject(source, settings.source.resolve().parent, entry, inputs, grid, block, shared)
-
-
-def _only_kernel(source: Source) -> str:
-    names = [function.name for function in source.kernels]
-    if len(names) != 1:
-        there = ", ".join(names) or "none"
-        raise UsageError(f"{source.name} has {len(names)} kernels: {there}",
-                         hint=f"--entry {names[0]}" if names else "a source with a __global__ function")  # fmt: skip
-    return names[0]
 
 
 def _earlier(folder: Path) -> dict[str, Any]:
@@ -180,12 +172,14 @@ def _earlier(folder: Path) -> dict[str, Any]:
 def _keep_inputs(session: Session, subject: _Subject) -> None:
     """What `--from-session` takes, and the source for the page."""
     subject.inputs.save(session.raw / "arguments.npz")
-    launch = {
-        "entry": subject.entry,
-        "grid": subject.grid,
-        "block": subject.block,
-        "shared_bytes": subject.shared_bytes,
-    }
+    inputs = subject.inputs
+    null = [
+        name
+        for name, one in zip(inputs.names, inputs.arguments, strict=True)
+        if isinstance(one, Pointer) and one.buffer is None
+    ]
+    launch = {"entry": subject.entry.name, "grid": subject.grid, "block": subject.block,
+              "shared_bytes": subject.shared_bytes, "null": null}  # fmt: skip
     (session.raw / "launch.json").write_text(json.dumps(launch), encoding="utf-8")
     (session.raw / "source.cu").write_bytes(subject.source.text)
 
@@ -222,7 +216,7 @@ def _job(
     settings: Settings, subject: _Subject, copy: Instrumented, selection: Selection, session: Session, count: bool
 ) -> Job:
     path = traced.place(copy.text, subject.source.name)
-    launch = Launch(path, subject.entry, subject.grid, subject.block, subject.inputs.arguments, subject.shared_bytes,
+    launch = Launch(path, subject.entry.name, subject.grid, subject.block, subject.inputs.arguments, subject.shared_bytes,
                     traced.defines_of(settings.defines), subject.inputs.names)  # fmt: skip
     return Job(launch, subject.inputs.arrays, session.raw, selection, settings.records, settings.timeout_s,
                settings.checks, count)  # fmt: skip
@@ -244,7 +238,7 @@ def _result(
     if len(rows) > MOST_JSON_ROWS:
         notes = [*notes, f"result.json has the first {MOST_JSON_ROWS} rows; all are in device_log.csv"]
     return {
-        "kernel": subject.entry, "source": subject.source.name, "grid": subject.grid, "block": subject.block,
+        "kernel": subject.entry.name, "source": subject.source.name, "grid": subject.grid, "block": subject.block,
         "records": len(rows), "lost": done.recorded.lost, "torn": done.recorded.torn, "ended": done.ended,
         "message": done.message, "defects": defects, "watched": made.watched,
         "not_finite": [_place(row) for row in watched], "rows": rows[:MOST_JSON_ROWS],

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from probes.profiling.options import RUN_OPTIONS, TARGET
+from probes import options
+from probes.options import option
+from probes.profiling.options import KERNEL, MODEL, TARGET, TIMEOUT
 
 if TYPE_CHECKING:
     from probes.sanitizing.settings import Settings
@@ -15,26 +16,27 @@ if TYPE_CHECKING:
 # Spelt out here so that `probe --help` need not load the libraries behind them; a test holds them together.
 CHECKERS = ("memcheck", "racecheck", "initcheck", "synccheck", "all")
 
-_OPTIONS = (
-    TARGET,
-    click.option("--tool", "checker", type=click.Choice(CHECKERS), default="memcheck", show_default=True,
-                 help="memcheck: accesses out of bounds or misaligned; racecheck: races in shared memory; initcheck: reads of"
-                 " uninitialised memory; synccheck: wrong barriers."),
-    click.option("--leaks", is_flag=True, help="memcheck: also memory that was never freed."),
-    click.option("--follow/--no-follow", default=True, show_default=True, help="Re-run suspect kernels under the other checkers."),
-    click.option("--locate/--no-locate", default=True, show_default=True, help="Find the launch by halving, and its layer and nodes."),
-    click.option("--kernel", metavar="PART", help="Only kernels with this in their (mangled) name."),
-    click.option("--range", "range_", metavar="NAME[@DOMAIN]", help="Only launches inside this NVTX range (compute-sanitizer 2026.4)."),
-    click.option("--emulate", is_flag=True, help="Check a kernel on the processor: no GPU needed, and what is done without one."),
-    click.option("--iterations", type=click.IntRange(min=1), default=2, show_default=True, help="Inferences under the checker."),
-    *RUN_OPTIONS,
-)  # fmt: skip
-
-
-def sanitize_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    for option in reversed(_OPTIONS):
-        command = option(command)
-    return command
+SECTIONS = {
+    "What to look for": (
+        TARGET,
+        option("--tool", "checker", type=click.Choice(CHECKERS), metavar="CHECKER", default="memcheck", show_default=True,
+               help="memcheck: accesses out of bounds or misaligned; racecheck: races in shared memory; initcheck: reads of"
+               " uninitialised memory; synccheck: wrong barriers; or all."),
+        option("--leaks", is_flag=True, help="memcheck: also memory that was never freed."),
+        option("--emulate", is_flag=True, help="Check a kernel on the processor: no GPU needed, and what is done without one."),
+        option("--kernel", metavar="PART", help="Only kernels with this in their (mangled) name."),
+        option("--range", "range_", metavar="NAME[@DOMAIN]", help="Only launches inside this NVTX range (compute-sanitizer 2026.4)."),
+    ),
+    "How far to go": (
+        option("--follow/--no-follow", default=True, show_default=True, help="Re-run suspect kernels under the other checkers."),
+        option("--locate/--no-locate", default=True, show_default=True, help="Find the launch by halving, and its layer and nodes."),
+        option("--iterations", type=click.IntRange(min=1), metavar="N", default=2, show_default=True, help="Inferences under the checker."),
+        TIMEOUT,
+    ),
+    "A model or engine": MODEL,
+    "A kernel (FILE.cu)": KERNEL,
+    "Results": (options.out("sanitize"), options.JSON),
+}  # fmt: skip
 
 
 def to_settings(values: dict[str, Any]) -> Settings:

@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 
 from harness.cuda import source as cuda_source
-from harness.cuda.source import Function, Source
+from harness.cuda.source import Entry, Source
+from harness.device_log.layout import split_expressions
 from harness.errors import ParseError, UsageError
 from kernels.plan import Argument, Pointer
 
@@ -23,19 +24,28 @@ _TYPES = {
     "short": "i2", "int16_t": "i2", "unsigned short": "u2", "uint16_t": "u2", "int": "i4", "int32_t": "i4",
     "unsigned": "u4", "unsigned int": "u4", "uint32_t": "u4", "long": "i8", "long long": "i8", "int64_t": "i8",
     "unsigned long": "u8", "unsigned long long": "u8", "uint64_t": "u8", "size_t": "u8", "float": "f4", "double": "f8",
-    "__half": "f2", "half": "f2", "__nv_bfloat16": "bf16", "nv_bfloat16": "bf16",
+    "__half": "f2", "half": "f2", "__nv_bfloat16": "bf16", "nv_bfloat16": "bf16", "uint": "u4", "ushort": "u2", "uchar": "u1",
+}  # fmt: skip
+_LANES = {
+    "char": "i1", "uchar": "u1", "short": "i2", "ushort": "u2", "int": "i4", "uint": "u4", "longlong": "i8",
+    "ulonglong": "u8", "float": "f4", "double": "f8",
+}  # fmt: skip
+_VECTORS = {f"{name}{lanes}": (dtype, lanes) for name, dtype in _LANES.items() for lanes in (1, 2, 3, 4)} | {
+    "__half2": ("f2", 2), "half2": ("f2", 2), "__nv_bfloat162": ("bf16", 2), "nv_bfloat162": ("bf16", 2), "dim3": ("u4", 3),
 }  # fmt: skip
 _FILLS = ("zeros", "ones", "random", "arange", "nan")
 
 
 @dataclass(frozen=True)
 class Parameter:
-    """A parameter of a kernel. `dtype` is None where its type is none of CUDA's numbers (a struct, a template's)."""
+    """A parameter of a kernel. `dtype` is that of its elements, of which a vector has `lanes`; it is None where the type
+    is none of CUDA's numbers (a struct)."""
 
     name: str
     type: str
     pointer: bool
     dtype: str | None
+    lanes: int = 1
 
 
 @dataclass(frozen=True)
@@ -53,20 +63,47 @@ class Inputs:
         np.savez(path, **scalars, **self.arrays)  # type: ignore[arg-type]
 
 
-def parameters(source: Source, function: Function) -> tuple[Parameter, ...]:
-    """A kernel's parameters, in order."""
-    nodes = function.declarator.child_by_field_name("parameters")
+def parameters(source: Source, entry: Entry, defines: Mapping[str, str] | None = None) -> tuple[Parameter, ...]:
+    """A kernel's parameters, in order; `defines` are the macros that it is compiled with."""
+    nodes = entry.function.declarator.child_by_field_name("parameters")
     assert nodes is not None
+    meanings = _meanings(source, entry) | dict(defines or {})
     made = []
     for node in nodes.named_children:
         kind, declarator = node.child_by_field_name("type"), node.child_by_field_name("declarator")
         if kind is None or declarator is None:
             continue
         name = next((at for at in _below(declarator) if at.type == "identifier"), declarator)
-        text = " ".join(source.of(kind).split())
+        text = _resolved(" ".join(source.of(kind).split()), meanings)
         pointer = any(at.type in ("pointer_declarator", "array_declarator") for at in _below(declarator))
-        made.append(Parameter(source.of(name), text, pointer, _TYPES.get(text)))
+        dtype, lanes = _VECTORS.get(text, (_TYPES.get(text), 1))
+        made.append(Parameter(source.of(name), text, pointer, dtype, lanes))
     return tuple(made)
+
+
+def _meanings(source: Source, entry: Entry) -> dict[str, str]:
+    """What stands for a type: a template's parameters, and the names that the file gives to types."""
+    named: dict[str, str] = {}
+    for node in _below(source.tree.root_node):
+        if node.type == "alias_declaration" and len(node.named_children) == 2:
+            name, value = node.named_children
+        elif node.type == "type_definition" and len(node.named_children) == 2:
+            value, name = node.named_children
+        elif node.type == "preproc_def" and len(node.named_children) == 2:
+            name, value = node.named_children
+        else:
+            continue
+        named[source.of(name)] = source.of(value).strip()
+    given = split_expressions(entry.arguments[1:-1], angles=True)
+    return named | dict(zip(entry.function.parameters, given, strict=False))
+
+
+def _resolved(text: str, meanings: Mapping[str, str]) -> str:
+    for _ in range(len(meanings)):
+        if text not in meanings:
+            break
+        text = meanings[text]
+    return text.removeprefix("::").removeprefix("std::")
 
 
 def _below(node: Any) -> Any:
@@ -124,6 +161,8 @@ def read(path: Path) -> dict[str, Any]:
 
 
 def _scalar(parameter: Parameter, value: Any) -> Any:
+    if parameter.lanes > 1:
+        return _vector(parameter, value)
     if isinstance(value, np.ndarray):
         if value.size != 1:
             raise UsageError(f"{parameter.name}: expected one {parameter.type}, got an array of shape {value.shape}")
@@ -140,6 +179,17 @@ def _scalar(parameter: Parameter, value: Any) -> Any:
     if np.isfinite(value) and made != value and np.dtype(parameter.dtype).kind in "iub":
         raise UsageError(f"{parameter.name}: expected {parameter.type}, got {value}, which does not fit it")
     return made
+
+
+def _vector(parameter: Parameter, value: Any) -> Any:
+    """`[1, 2, 3, 4]` for a float4: its bytes as one value."""
+    array = np.asarray(value)
+    if array.size != parameter.lanes or array.dtype.kind not in "biuf":
+        raise UsageError(
+            f"{parameter.name}: expected {parameter.lanes} numbers for one {parameter.type}, got {value!r}"
+        )
+    raw = _as(parameter, array).tobytes()
+    return np.frombuffer(raw, np.dtype((np.void, len(raw))))[0]
 
 
 def _number(parameter: Parameter, text: str) -> float:
@@ -160,7 +210,7 @@ def _array(parameter: Parameter, value: Any) -> Array | None:
         raise UsageError(f"{parameter.name}: expected an array for {parameter.type}*, got {value!r}",
                          hint=f"{parameter.name}: {{shape: [4, 128], fill: random}}")  # fmt: skip
     wanted = {"bf16": "u2"}.get(parameter.dtype or "", parameter.dtype)
-    if wanted is not None and value.dtype != np.dtype(wanted) and value.dtype.itemsize != np.dtype(wanted).itemsize:
+    if wanted is not None and not _holds(value.dtype, np.dtype(wanted)):
         raise UsageError(
             f"{parameter.name}: expected an array of {np.dtype(wanted)} for {parameter.type}*, got {value.dtype}",
             hint=f"{parameter.name}.astype({str(np.dtype(wanted))!r}) before np.savez",
@@ -168,8 +218,16 @@ def _array(parameter: Parameter, value: Any) -> Array | None:
     return np.ascontiguousarray(value)
 
 
+def _holds(given: np.dtype[Any], wanted: np.dtype[Any]) -> bool:
+    """Whether elements of one type are those of another: numbers of the same kind and size, or its bits."""
+    integers = "biu"
+    same = given.kind == wanted.kind or (given.kind in integers and wanted.kind in integers)
+    return given.itemsize == wanted.itemsize and (same or given.kind in "uV")
+
+
 def _made(parameter: Parameter, value: Mapping[str, Any]) -> Array:
-    """`{shape: [4, 128], fill: random, seed: 0, low: -1, high: 1}`; a fill is a word or a number."""
+    """`{shape: [4, 128], fill: random, seed: 0, low: -1, high: 1}`; a fill is a word or a number. A shape counts
+    elements, also where these are vectors."""
     if unknown := set(value) - {"shape", "fill", "seed", "low", "high"}:
         raise UsageError(
             f"{parameter.name}: no such key: {', '.join(sorted(unknown))}", hint="shape, fill, seed, low, high"
@@ -178,6 +236,8 @@ def _made(parameter: Parameter, value: Mapping[str, Any]) -> Array:
     dims: list[Any] = shape if isinstance(shape, list) else [shape]
     if not dims or not all(isinstance(size, int) and size >= 0 for size in dims):
         raise UsageError(f"{parameter.name}: shape: expected whole numbers, got {shape!r}", hint="shape: [4, 128]")
+    if parameter.lanes > 1:
+        dims = [*dims, parameter.lanes]
     if fill == "random":
         low, high = float(value.get("low", -1)), float(value.get("high", 1))
         return _as(parameter, np.random.default_rng(value.get("seed", 0)).uniform(low, high, dims))
@@ -204,9 +264,10 @@ def _bfloat16(values: Any) -> Array:
     return np.where(np.isnan(values), np.uint16(0x7FC0), rounded)
 
 
-def read_parameters(path: Path, entry: str) -> tuple[Parameter, ...]:
-    """The parameters of a kernel of a file."""
-    from harness.device_log.tracepoints import kernel_of
-
+def read_kernel(
+    path: Path, entry: str | None, defines: Mapping[str, str] | None = None
+) -> tuple[str, tuple[Parameter, ...]]:
+    """Full name and parameters of a kernel of a file, or of its only one."""
     source = cuda_source.read(path)
-    return parameters(source, kernel_of(source, entry))
+    found = cuda_source.entry_of(source, entry)
+    return found.name, parameters(source, found, defines)

@@ -7,7 +7,6 @@ from pathlib import Path
 
 import numpy as np
 
-from harness.cuda import source as cuda_source
 from harness.errors import UsageError
 from kernels import manifest
 from kernels.plan import Launch, Step
@@ -69,15 +68,7 @@ def _file(asked: Asked) -> Loaded:
         raise UsageError(
             f"how is {source.name} launched?", hint=f"--entry NAME --grid 1 --block 32 --args FILE.npz {source.name}"
         )
-    entry = asked.entry or _only_entry(source)
-    wanted = arguments.read_parameters(source, entry.partition("<")[0])
+    entry, wanted = arguments.read_kernel(source, asked.entry)
     given = arguments.bind(wanted, {} if asked.args is None else arguments.read(asked.args))
     launch = Launch(source, entry, asked.grid, asked.block, given.arguments, asked.shared, names=given.names)
     return Loaded(entry, (launch,), dict(given.arrays))
-
-
-def _only_entry(source: Path) -> str:
-    names = [function.name for function in cuda_source.read(source).kernels]
-    if len(names) != 1:
-        raise UsageError(f"{source.name} has {len(names)} kernels: {', '.join(names) or 'none'}", hint="--entry NAME")
-    return names[0]

@@ -7,6 +7,7 @@
     node.append(...children);
     return node;
   };
+  const breakable = (text) => text.split(/(?<=\/)/).flatMap((part, at) => (at ? [make("wbr"), part] : [part])); // as in page.py
   const data = (id) => JSON.parse(document.getElementById(id).textContent);
   const whole = (number) => number.toLocaleString("en");
   const clamp = (value, low, high) => Math.min(Math.max(value, low), high);
@@ -81,11 +82,16 @@
 
     cell(content, kind) {
       if (!Array.isArray(content)) {
-        const name = make("span", { className: content.length <= 24 ? "name short" : "name", textContent: content });
+        const name = make("span", { className: content.length <= 24 ? "name short" : "name" }, ...breakable(content));
         if (content.length > 120) name.tabIndex = 0;
         return make("td", {}, name);
       }
       if (kind === "part") return make("td", {}, make("a", { href: `#part-p${content[0]}`, textContent: content[1] }));
+      if (content.length > 2) {
+        const interval = make("span", { className: `interval ${content[2]}` });
+        ["--low", "--middle", "--high"].forEach((name, at) => interval.style.setProperty(name, `${content[3 + at]}%`));
+        return make("td", { className: "number" }, content[1], interval);
+      }
       const cell = make("td", { className: kind === "bar" ? "number share" : "number", textContent: content[1] });
       if (kind === "bar" && this.content.widest > 0) cell.style.setProperty("--part", `${(100 * Math.max(0, content[0])) / this.content.widest}%`);
       return cell;

@@ -359,7 +359,7 @@ import click
 from harness import errors
 from probes import cli
 
-@cli.probe.command()
+@cli.probe.command(sections={{"Options": ()}})
 def stumble():
     {statement}
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import re
 import sys
 from pathlib import Path
 
@@ -16,6 +17,7 @@ import trace_tables
 
 from probes import cli, comparing, reporting
 from reports.collect import Collection
+from reports.columns import validate
 
 DATA = Path(__file__).resolve().parents[1] / "data"
 LOG = DATA / "trtexec" / "h100_trt86_shape_8x128.log"
@@ -153,6 +155,21 @@ def test_a_slower_kernel_is_found_and_named(sides, tmp_path, capsys):
     assert verdicts["copy"] == "no evidence of a change"
     assert "got slower by more than 5 %" in capsys.readouterr().out
     assert "got slower by more than 5 %" in (tmp_path / "d.html").read_text(encoding="utf-8")
+
+
+def test_a_faster_inference_comes_first(sides, tmp_path, capsys):
+    def latency(ms):
+        rng = np.random.default_rng(ms)
+        frame = pd.DataFrame({"iteration": range(40), "latency_ns": ms * 1e6 * rng.normal(1, 0.01, 40)})
+        return {"iterations": validate("iterations", frame)}
+
+    before, after = sides("a", latency(8)), sides("b", latency(2))
+    assert cli.run(["diff", before, after, "-o", str(tmp_path / "d.html"), "--json", str(tmp_path / "d.json")]) == 0
+    assert re.search(r"The latency fell by 7[45]", capsys.readouterr().out)
+    said = json.loads((tmp_path / "d.json").read_text(encoding="utf-8"))["latency"]
+    assert said["verdict"] == "faster"
+    assert said["ratio"] == pytest.approx(0.25, rel=0.02)
+    assert 'class="interval better"' in (tmp_path / "d.html").read_text(encoding="utf-8")
 
 
 def test_no_change_is_said_in_so_many_words(sides, capsys):

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ctypes
 import enum
+import weakref
 from ctypes import byref, c_float, c_int, c_uint64, c_void_p, cast, pointer
 from types import ModuleType
 from typing import Any
@@ -35,8 +36,9 @@ class _Logger:
         raise NotImplementedError
 
 
-def module(version: str, gpu: Any = None, *, fails: str = "") -> ModuleType:
-    """A module of that version. `fails`: what deserialising logs as it gives nothing back."""
+def module(version: str, gpu: Any = None, *, fails: str = "", by_data: bool = False) -> ModuleType:
+    """A module of that version. `fails`: what deserialising logs as it gives nothing back. `by_data`: an engine's output
+    is as large as its data have it, which it says while it runs."""
     rtx, major = version.startswith("1."), int(version.split(".")[0])
     new = rtx or major >= 11
     trt = ModuleType("tensorrt_rtx" if rtx else "tensorrt")
@@ -52,6 +54,7 @@ def module(version: str, gpu: Any = None, *, fails: str = "") -> ModuleType:
     trt.LayerInformationFormat = _enum("LayerInformationFormat", "ONELINE", "JSON")
     trt.ILogger = _Logger
     trt.IProfiler = type("IProfiler", (), {})
+    trt.IOutputAllocator = type("IOutputAllocator", (), {})
     trt.ILayer = type("ILayer", (), {"metadata": "", **({} if new else {"precision": None})})
     network = {} if major == 8 else {"mark_debug": None}
     trt.INetworkDefinition = type(
@@ -74,7 +77,7 @@ def module(version: str, gpu: Any = None, *, fails: str = "") -> ModuleType:
             if fails:
                 self.logger.log(_Logger.Severity.ERROR, fails)
                 return None
-            return Engine(trt, gpu)
+            return Engine(trt, gpu, by_data)
 
     if rtx:
         Runtime.get_engine_validity = None
@@ -243,9 +246,11 @@ class Network:
 class Engine:
     profiling_verbosity = 1
     num_io_tensors = 2
+    num_optimization_profiles = 1
 
-    def __init__(self, trt: ModuleType, gpu: Any) -> None:
-        self.trt, self.gpu = trt, gpu
+    def __init__(self, trt: ModuleType, gpu: Any, by_data: bool = False) -> None:
+        self._trt, self._gpu, self._by_data = trt, gpu, by_data
+        self._context: weakref.ref[Context] | None = None
 
     def get_tensor_name(self, index: int) -> str:
         return "xy"[index]
@@ -257,10 +262,10 @@ class Engine:
         return -1, 4
 
     def get_tensor_mode(self, name: str) -> Any:
-        return self.trt.TensorIOMode.INPUT if name == "x" else self.trt.TensorIOMode.OUTPUT
+        return self._trt.TensorIOMode.INPUT if name == "x" else self._trt.TensorIOMode.OUTPUT
 
     def get_tensor_location(self, name: str) -> Any:
-        return self.trt.TensorLocation.DEVICE
+        return self._trt.TensorLocation.DEVICE
 
     def is_shape_inference_io(self, name: str) -> bool:
         return False
@@ -269,7 +274,11 @@ class Engine:
         return [(1, 4), (4, 4), (8, 4)]
 
     def create_execution_context(self) -> Context:
-        return Context(self.gpu)
+        """Before TensorRT 10 the opt_profile is the first context's for as long as that one lives."""
+        taken = self._context is not None and self._context() is not None and self._trt.__version__.startswith("8")
+        made = Context(self._gpu, taken, self._by_data)
+        self._context = weakref.ref(made)
+        return made
 
     def create_engine_inspector(self) -> Any:
         class Inspector:
@@ -282,33 +291,41 @@ class Engine:
 
 
 class Context:
-    def __init__(self, gpu: Any) -> None:
-        self.gpu, self.profiler, self.addresses, self.shape = gpu, None, {}, (0, 0)
+    def __init__(self, gpu: Any, taken: bool = False, by_data: bool = False) -> None:
+        self._gpu, self._taken, self._by_data = gpu, taken, by_data
+        self.profiler, self._addresses, self._shape, self._allocator = None, {}, (0, 0), None
+
+    def set_optimization_profile_async(self, profile: int, stream: int) -> bool:
+        return profile == 0
 
     def set_input_shape(self, name: str, shape: tuple[int, ...]) -> bool:
-        self.shape = tuple(shape)
-        return True
+        self._shape = tuple(shape)
+        return not self._taken
 
     def infer_shapes(self) -> list[str]:
         return []
 
     def get_tensor_shape(self, name: str) -> tuple[int, ...]:
-        return self.shape
+        return (-1, 4) if self._by_data and name == "y" else self._shape
 
     def set_tensor_address(self, name: str, address: int) -> bool:
-        self.addresses[name] = address
+        self._addresses[name] = address
         return True
 
-    def get_tensor_address(self, name: str) -> int:
-        return self.addresses[name]
+    def set_output_allocator(self, name: str, allocator: Any) -> bool:
+        self._allocator = allocator
+        return True
 
     def execute_async_v3(self, stream: int) -> bool:
-        count = self.shape[0] * self.shape[1]
-        ctypes.memmove(self.addresses["y"], self.addresses["x"], 4 * count)
-        driver = self.gpu.device.driver
+        count = self._shape[0] * self._shape[1]
+        if self._by_data:
+            self._addresses["y"] = self._allocator.reallocate_output("y", 0, 4 * count, 256)
+            self._allocator.notify_shape("y", self._shape)
+        ctypes.memmove(self._addresses["y"], self._addresses["x"], 4 * count)
+        driver = self._gpu.device.driver
         function = c_void_p()
         driver.call("cuModuleGetFunction", byref(function), None, b"scale")
-        values = c_uint64(self.addresses["y"]), c_float(2), c_int(count)
+        values = c_uint64(self._addresses["y"]), c_float(2), c_int(count)
         parameters = (c_void_p * 3)(*(cast(pointer(value), c_void_p) for value in values))
         driver.call("cuLaunchKernel", function, 1, 1, 1, 32, 1, 1, 0, stream, parameters, None)
         if self.profiler is not None:

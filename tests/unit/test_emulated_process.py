@@ -28,8 +28,8 @@ def cache(tmp_path, monkeypatch):
     """An empty cache, but for the runtime."""
     kept = tmp_path / "cache" / "probe" / "emulation"
     kept.mkdir(parents=True)
-    for checked in (False, True):
-        (kept / emulated_build._runtime(checked).name).symlink_to(emulated_build._runtime(checked))
+    for flavour in ("plain", "watched"):
+        (kept / emulated_build._runtime(flavour).name).symlink_to(emulated_build._runtime(flavour))
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     return kept
 
@@ -63,7 +63,7 @@ def test_a_change_of_the_source_a_macro_or_the_checks_is_another_program(tmp_pat
     assert build(Source(source, entries=("k",))).program == first.program
     others = {
         build(Source(source, (("N", "1"),), ("k",))).program,
-        build(Source(source, (), ("k",), checked=True)).program,
+        build(Source(source, (), ("k",), flavour="watched")).program,
     }
     one_line(tmp_path, 66)
     others.add(build(Source(source, entries=("k",))).program)

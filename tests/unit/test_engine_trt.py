@@ -193,8 +193,8 @@ def gpu(library, monkeypatch):
     return made
 
 
-def runner(gpu, monkeypatch, version="8.6.1", options=None, *, made_by=None, fails=""):
-    fake = module(version, gpu, fails=fails)
+def runner(gpu, monkeypatch, version="8.6.1", options=None, *, made_by=None, fails="", by_data=False):
+    fake = module(version, gpu, fails=fails, by_data=by_data)
     monkeypatch.setitem(sys.modules, fake.__name__, fake)
     return TrtRunner(
         plan(version, made_by), "trt-rtx" if version == "1.7.1" else "trt", options or RunOptions(), "m.plan"
@@ -275,13 +275,28 @@ def test_an_engine_that_cannot_be_captured_is_told_and_the_stream_is_usable_afte
         np.testing.assert_array_equal(one.infer({"x": X})["y"], 2 * X)
 
 
-def test_layers_that_cannot_be_timed_leave_the_rest_and_a_note(gpu, monkeypatch):
-    with runner(gpu, monkeypatch) as one:
-        monkeypatch.setattr(type(one._engine), "create_execution_context", lambda self: None)
-        made = measuring.measure(one, {"x": X}, Schedule(iterations=3))
-        assert made.layers == ()
-        assert len(made.columns["latency_ns"]) == 3
-        assert any("no times of layers" in note for note in one.notes)
+@pytest.mark.parametrize("version", ["8.6.1", "10.3.0"])
+@pytest.mark.parametrize("graph", [False, True])
+def test_layers_are_timed_where_no_second_context_may_have_the_opt_profile(gpu, monkeypatch, version, graph):
+    with runner(gpu, monkeypatch, version, options=RunOptions(cuda_graph=graph)) as one:
+        one.bind({"x": X})
+        assert [layer.layer for layer in one.layers(3)] == ["twice"]
+        assert one._context.profiler is None, "what is measured afterwards knows no profiler"
+        np.testing.assert_array_equal(one.run()["y"], 2 * X)
+        np.testing.assert_array_equal(one.infer({"x": X[:1] + 1})["y"], 2 * X[:1] + 2)
+
+
+def test_an_opt_profile_that_there_is_not_is_told(gpu, monkeypatch):
+    with pytest.raises(UsageError, match="has no opt_profile 3; it has 1, counted from 0"):
+        runner(gpu, monkeypatch, options=RunOptions(opt_profile=3)).__enter__()
+
+
+@pytest.mark.parametrize("version", ["8.6.1", "10.3.0"])
+def test_an_output_grows_and_shrinks_as_the_data_have_it(gpu, monkeypatch, version):
+    with runner(gpu, monkeypatch, version, by_data=True) as one:
+        for rows in (2, 1, 2):
+            np.testing.assert_array_equal(one.infer({"x": X[:rows]})["y"], 2 * X[:rows])
+        assert [layer.layer for layer in one.layers(2)] == ["twice"]
 
 
 def test_no_memory_on_the_device_is_told(gpu, monkeypatch):

@@ -53,6 +53,8 @@ def passes(case, checks="all"):
     ({"lengths": (0, 0)}, "every sequence is empty"),
     ({"dtype": "int8", "dq_probs": 0.0}, "positive, finite scales"),
     ({"dtype": "int8", "output_scale": float("inf")}, "positive, finite scales"),
+    ({"interleaved": True}, "kCHW32 is for int8, not float16"),
+    ({"dtype": "int8", "interleaved": True, "sequence": 2**21}, "kCHW32 of at most 2147483647 elements"),
     ({"capability": (7, 5)}, "needs compute capability 8.0 or later, not 7.5"),
 ], ids=lambda value: str(value) if isinstance(value, dict) else "")  # fmt: skip
 def test_what_cannot_be_computed_is_refused(change, told):
@@ -95,6 +97,14 @@ def test_the_layout_is_in_the_strides():
 
     assert strides("nqkvh") == (192, 64)
     assert strides("qkvnh") == (64, 192)
+
+
+def test_chw32_strides_go_over_whole_panels():
+    """32 columns of all 8 tokens stand together: a head of 64 is two of them, Q of three heads is six."""
+    (step,) = attention.plan(AttentionCase(1, 8, 3, 64, "int8", layout="qkvnh", interleaved=True)).steps
+    given = dict(zip(step.names, step.arguments, strict=True))
+    names = ("head_stride", "part_stride", "row_stride", "context_stride", "panel_stride")
+    assert [int(given[name]) for name in names] == [2 * 256, 6 * 256, 32, 32, 256]
 
 
 def test_absent_masks_are_null_pointers():
@@ -157,6 +167,7 @@ def test_nothing_spills(case, step, tmp_path):
     AttentionCase(2, 70, 1, 64, "float16", counts=(70, 1), capability=WGMMA),
     AttentionCase(2, 70, 1, 96, "bfloat16", counts=(0, 70)),
     AttentionCase(3, 67, 2, 32, "int8", lengths=(67, 0, 1)),
+    AttentionCase(3, 67, 2, 64, "int8", lengths=(67, 0, 1), layout="qkvnh", interleaved=True),
     AttentionCase(2, 37, 1, 32, "float32", counts=(37, 0), layout="qkvnh"),
 ], ids=lambda case: case.label)  # fmt: skip
 def test_a_case_is_right_and_without_findings(case):
@@ -227,6 +238,8 @@ MUTANTS = {
     "another row's sum": ("attention.cu", "1.f / sums.probabilities[2]", "1.f / sums.probabilities[0]", SMALL),
     "a barrier less": ("attention_int8.cu", "        __syncthreads();  // everyone has read the keys\n", "",
                        AttentionCase(1, 100, 1, 32, "int8")),
+    "values of the first panel": ("attention_int8.cu", "place(8 * chunk)", "8 * chunk",
+                                  AttentionCase(1, 40, 1, 64, "int8", interleaved=True)),
     "huge scores": ("attention.cuh", "> 1024.f", "> 1e30f",
                     AttentionCase(1, 70, 1, 64, "float16", capability=WGMMA, values="extreme")),
     "no rescaling": ("attention_fp32.cu", "context[i][c] *= correction;", "context[i][c] *= 1.f;",

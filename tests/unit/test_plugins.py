@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from harness.emulation import run as emulated
-from harness.engines.plugin_ops import OPERATIONS, Tensor
+from harness.engines.plugin_ops.operation import Tensor
+from harness.engines.plugin_ops.table import OPERATIONS
 from harness.errors import UsageError
 from kernels import numbers, reference
 from kernels.manifest import SPECS
@@ -28,6 +29,9 @@ EMBEDDING = {
 SKIP = {"type_id": i32(1), "beta": f32(E), "gamma": f32(E), "bias": f32(E)}
 INTERLEAVED = {"beta": f32(E), "gamma": f32(E)}
 QKV = {"type_id": i32(0), "hidden_size": i32(E), "num_heads": i32(N), "has_mask": i32(1)}
+SCALES = {"input_qkv_scale": 0.04, "output_ctx_scale": 0.011, "dq_probs": 0.006}
+EXPLICIT = {"hidden_size": i32(E), "num_heads": i32(N), "use_explicit_int8": i32(1), "use_int8_scale_max": i32(1),
+            **{name: np.array([value], np.float32) for name, value in SCALES.items()}}  # fmt: skip
 FIELDS = {
     ("CustomEmbLayerNormPluginDynamic", "6"): {**EMBEDDING, "full_mask": i32(0), "mha_type_id": i32(1)},
     ("CustomEmbLayerNormPluginDynamic", "4"): EMBEDDING,
@@ -38,6 +42,7 @@ FIELDS = {
     ("CustomSkipLayerNormPluginDynamic", "8"): INTERLEAVED,
     ("CustomQKVToContextPluginDynamic", "4"): QKV,
     ("CustomQKVToContextPluginDynamic", "5"): {**QKV, "var_seqlen": i32(1)},
+    ("CustomQKVToContextPluginDynamic", "6"): EXPLICIT,
     ("CustomFCPluginDynamic", "1"): {"out_dims": i32(12), "type_id": i32(1), "W": f32(E * 12)},
     ("CustomGeluPluginDynamic", "1"): {"type_id": i32(1), "bias": f32(E)},
     ("DisentangledAttention_TRT", "2"): {"span": i32(4), "factor": np.array([0.07], np.float32)},
@@ -101,7 +106,10 @@ def test_a_missing_field_is_named(key):
     (("CustomSkipLayerNormPluginDynamic", "6"), {"bias": f32(5)}, "bias 5"),
     (("CustomQKVToContextPluginDynamic", "4"), {"num_heads": i32(3)}, "does not divide"),
     (("CustomQKVToContextPluginDynamic", "4"), {"num_heads": i32(1), "hidden_size": i32(80)}, "head size 80"),
-    (("CustomQKVToContextPluginDynamic", "4"), {"type_id": i32(2)}, "INT8"),
+    (("CustomQKVToContextPluginDynamic", "4"), {"type_id": i32(2), "dq_probs": f32(1) * 0}, "positive, finite scales"),
+    (("CustomQKVToContextPluginDynamic", "6"), {"num_heads": i32(4)}, "head size 16"),
+    (("CustomQKVToContextPluginDynamic", "6"), {"output_ctx_scale": f32(1) * 0}, "output_ctx_scale: .* above zero"),
+    (("CustomQKVToContextPluginDynamic", "6"), {"input_qkv_scale": f32(1) * np.nan}, "input_qkv_scale"),
     (("CustomFCPluginDynamic", "1"), {"out_dims": i32(13)}, "out_dims 13"),
     (("CustomFCPluginDynamic", "1"), {"type_id": i32(2)}, "INT8"),
     (("DisentangledAttention_TRT", "2"), {"span": i32(1)}, "span of at least 2"),
@@ -121,6 +129,7 @@ def test_fields_that_cannot_be_served_are_refused(key, changes, message):
     (("CustomSkipLayerNormPluginDynamic", "8"), [[1, E, 7, 1]] * 2, [[1, E, 7, 1]] * 2),
     (("CustomQKVToContextPluginDynamic", "4"), [[5, 3, 3 * E, 1, 1], [3]], [[5, 3, E, 1, 1]]),
     (("CustomQKVToContextPluginDynamic", "5"), [[7, 3 * E, 1, 1], [3], [4], [5]], [[7, E, 1, 1]]),
+    (("CustomQKVToContextPluginDynamic", "6"), [[1, 3 * E, 7, 1], [4], [5]], [[1, E, 7, 1]]),
     (("CustomFCPluginDynamic", "1"), [[5, 3, E, 1, 1]], [[5, 3, 12, 1, 1]]),
     (("CustomGeluPluginDynamic", "1"), [[5, 3, E, 1, 1]], [[5, 3, E, 1, 1]]),
     (("DisentangledAttention_TRT", "2"), [[6, 9, 9], [6, 9, 8], [6, 9, 8]], [[6, 9, 9]]),
@@ -144,6 +153,34 @@ def test_formats_of_the_first_input(key, good, bad):
     assert not operation.supports(0, [bad], 3)
 
 
+INT8_QKV = Tensor("int8", (1, 3 * E, 7, 1), "chw32")
+
+
+@pytest.mark.parametrize("position, tensor, good", [
+    (0, INT8_QKV, True),
+    (0, Tensor("int8", (1, 3 * E, 7, 1)), False),
+    (0, Tensor("float16", (1, 3 * E, 7, 1), "chw32"), False),
+    (1, Tensor("int32", (4,)), True),
+    (1, Tensor("float16", (4,)), False),
+    (2, Tensor("other", (5,), "other"), True),  # its length alone is read
+    (3, Tensor("int8", (1, E, 7, 1), "chw32"), True),
+    (3, Tensor("int8", (1, E, 7, 1)), False),
+])  # fmt: skip
+def test_formats_of_interleaved_attention(position, tensor, good):
+    before = [INT8_QKV, Tensor("int32", (4,)), Tensor("int32", (5,))]
+    operation = made(("CustomQKVToContextPluginDynamic", "6"))
+    assert operation.supports(position, [*before[:position], tensor], 3) == good
+
+
+@pytest.mark.parametrize("version, type_id, layout", [("4", 2, "chw32"), ("5", 2, "chw32"), ("4", 1, "linear")])
+def test_attention_asks_for_chw32_where_it_is_int8(version, type_id, layout):
+    operation = made(("CustomQKVToContextPluginDynamic", version), type_id=i32(type_id))
+    dtype = "int8" if type_id == 2 else "float16"
+    assert [operation.supports(0, [Tensor(dtype, (5, 3, 3 * E, 1, 1), form)], 2) for form in ("linear", "chw32")] == [
+        layout == "linear", layout == "chw32",
+    ]  # fmt: skip
+
+
 def test_all_tensors_of_disentangled_attention_have_one_type():
     operation = made(("DisentangledAttention_TRT", "2"))
     assert not operation.supports(1, [Tensor("float16", (6, 9, 9)), Tensor("float32", (6, 9, 8))], 3)
@@ -153,7 +190,7 @@ def run(operation, tensors, arrays, outputs):
     """The operation's work on the emulation: `arrays` as the inputs, what TensorRT would get back."""
     work = operation.work(tensors, outputs)
     inputs = {name: array for name, array in zip(work.inputs, arrays, strict=True) if name is not None}
-    shaped = {b.name: array.reshape(b.shape) for b in work.plan.buffers
+    shaped = {b.name: np.ascontiguousarray(array).reshape(b.shape) for b in work.plan.buffers
               for array in ({**inputs, **work.constants}.get(b.name),) if array is not None}  # fmt: skip
     done = emulated.run(work.plan.steps, arrays_of(work.plan, shaped))
     assert done.findings == ()
@@ -175,6 +212,74 @@ def test_fc_computes_its_definition():
     (got,) = run(operation, [Tensor("float16", x.shape)], [x], [Tensor("float16", (5, 3, 12, 1, 1))])
     weights = FIELDS["CustomFCPluginDynamic", "1"]["W"].reshape(E, 12).astype(np.float16)
     np.testing.assert_allclose(got, x.reshape(15, E).astype(float) @ weights, atol=0.05)
+
+
+def int8_reference(qkv, layout, cu_seqlens=None, counts=None):
+    """What INT8 attention is to write, float64 in steps of the context's scale: [T, E] or [S, B, E]."""
+    scales = (SCALES["input_qkv_scale"], SCALES["output_ctx_scale"], SCALES["dq_probs"])
+    scales = tuple(float(np.float32(scale)) for scale in scales)
+    return reference.qkv_to_context_int8(qkv, N, *scales, counts, cu_seqlens, layout=layout)
+
+
+def int8_qkv(*shape):
+    return np.clip(np.rint(RNG.normal(size=shape) * 30), -128, 127).astype(np.int8)
+
+
+def as_chw32(x):
+    """What TensorRT holds for [1, C, T, 1] in CHW32: [C / 32, T, 32] bytes."""
+    return x.reshape(x.shape[1] // 32, 32, x.shape[2]).transpose(0, 2, 1)
+
+
+@pytest.mark.parametrize("explicit", [True, False], ids=["scales in fields", "scales of the tensors"])
+def test_interleaved_attention_computes_its_definition(explicit):
+    """Over bytes as TensorRT lays them out: a wrong panel, part or head would be far off."""
+    tokens, starts = 41, i32(0, 33, 33, 41)
+    qkv = int8_qkv(1, 3 * E, tokens, 1)
+    operation = made(("CustomQKVToContextPluginDynamic", "6"), use_explicit_int8=i32(int(explicit)))
+    wrong, right = 7.0, (SCALES["input_qkv_scale"], SCALES["output_ctx_scale"])
+    given, out = (wrong, wrong) if explicit else right
+    tensors = [Tensor("int8", qkv.shape, "chw32", given), Tensor("int32", (4,)), Tensor("int32", (33,))]
+    outputs = [Tensor("int8", (1, E, tokens, 1), "chw32", out)]
+    (got,) = run(operation, tensors, [as_chw32(qkv), starts, np.zeros(33, np.int32)], outputs)
+    rows = got.reshape(E // 32, tokens, 32).transpose(1, 0, 2).reshape(tokens, E)
+    expected = int8_reference(qkv[0, :, :, 0].T, "qkvnh", starts)
+    assert np.ptp(expected) > 60
+    np.testing.assert_allclose(rows, expected, atol=1)
+
+
+@pytest.mark.parametrize("version", ["4", "5"])
+def test_int8_attention_of_row_major_tensors_uses_the_steps_that_it_is_given(version):
+    """[S, B, 3E, 1, 1] and [T, 3E, 1, 1] in CHW32 are row-major: nothing follows the channels."""
+    s, b, starts = 20, 2, i32(0, 13, 40)
+    operation = made(("CustomQKVToContextPluginDynamic", version), type_id=i32(2), dq_probs=EXPLICIT["dq_probs"])
+    shape = (s, b, 3 * E, 1, 1) if version == "4" else (s * b, 3 * E, 1, 1)
+    qkv = int8_qkv(*shape)
+    first = Tensor("int8", shape, "chw32", SCALES["input_qkv_scale"])
+    out = Tensor("int8", (*shape[:-3], E, 1, 1), "chw32", SCALES["output_ctx_scale"])
+    counts = i32(20, 7)
+    if version == "4":
+        (got,) = run(operation, [first, Tensor("int32", (b,))], [qkv, counts], [out])
+        expected = int8_reference(qkv.reshape(s, b, 3 * E), "nqkvh", counts=counts)
+    else:
+        tensors = [first, Tensor("int32", (b,)), Tensor("int32", (3,)), Tensor("int32", (27,))]
+        (got,) = run(operation, tensors, [qkv, counts, starts, np.zeros(27, np.int32)], [out])
+        expected = int8_reference(qkv.reshape(s * b, 3 * E), "nqkvh", starts)
+    assert np.ptp(expected) > 60
+    np.testing.assert_allclose(got.reshape(expected.shape), expected, atol=1)
+
+
+def test_int8_attention_without_a_scale_is_refused_in_words():
+    operation = made(("CustomQKVToContextPluginDynamic", "4"), type_id=i32(2))
+    tensor = Tensor("int8", (5, 3, 3 * E, 1, 1), "chw32", 0.0)
+    with pytest.raises(UsageError, match="positive, finite scales"):
+        operation.work([tensor, Tensor("int32", (3,))], [tensor])
+
+
+def test_more_tokens_than_the_sequences_hold_are_refused():
+    operation = made(("CustomQKVToContextPluginDynamic", "6"))
+    tensors = [INT8_QKV, Tensor("int32", (2,)), Tensor("int32", (5,))]
+    with pytest.raises(UsageError, match="7 tokens do not fit 1 sequences of at most 5"):
+        operation.work(tensors, [INT8_QKV])
 
 
 def test_varlen_embedding_reads_sequences_of_any_lengths():

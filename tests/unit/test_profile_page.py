@@ -10,6 +10,7 @@ import re
 from html.parser import HTMLParser
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
 import trace_tables
@@ -195,6 +196,20 @@ def test_what_cannot_be_read_is_refused(tmp_path):
     (tmp_path / "a").write_text("?", encoding="utf-8")
     with pytest.raises(ParseError):
         collect([tmp_path / "a"])
+
+
+def test_a_change_and_its_interval_are_one_column_on_one_scale():
+    frame = pd.DataFrame(
+        {"name": ["up", "down", "even", "lone"], "c_pct": [40.0, -20.0, 1.0, 7.0], "l": [30.0, -50.0, -2.0, np.nan],
+         "h": [500.0, -10.0, 4.0, np.nan]}
+    )  # fmt: skip
+    made = sheets.make("k", "K", frame, "pair", interval=("c_pct", "l", "h"))
+    assert [(column.title, column.kind) for column in made.columns] == [("Name", "text"), ("C", "interval")]
+    up, down, even, lone = (row[1] for row in made.rows)
+    assert up == (40.0, "+40.0 % (+30.0 to +500.0)", "worse", 65.0, 70.0, 100.0)  # beyond the scale: at its end
+    assert down[2:] == ("better", 25.0, 40.0, 45.0)
+    assert even[2] == "same"
+    assert lone == (7.0, "+7.0 %")
 
 
 DURATION = st.integers(0, 1000)

@@ -34,7 +34,8 @@ extern "C" __global__ void k(float *out, const float *x, int n)
     __syncthreads();
 }
 """)
-PARTS = statements.pieces(SOURCE, "k")
+ENTRY = cuda_source.entry_of(SOURCE, "k")
+PARTS = statements.pieces(SOURCE, ENTRY)
 NAMES = [candidate.key for candidate in statements.candidates(SOURCE, PARTS)]
 
 
@@ -91,7 +92,7 @@ def test_commenting_out_moves_no_line_and_leaves_code_that_parses(out: set[int])
 
 def test_the_switched_source_reads_one_bit_a_piece() -> None:
     parts = PARTS + statements.operands(SOURCE, PARTS)
-    text = statements.switched(SOURCE, parts, "k").decode()
+    text = statements.switched(SOURCE, parts, ENTRY).decode()
     body = text.split("#line 1\n")[1]
     assert body.count("\n") == SOURCE.text.count(b"\n")
     assert all(f"PROBE_KEPT({at})" in body for at in range(len(parts)))
@@ -116,8 +117,8 @@ def test_the_mask_holds_just_the_bits_of_what_is_kept(kept: set[int]) -> None:
 def test_both_texts_are_cuda(tmp_path: Path) -> None:
     parts = PARTS + statements.operands(SOURCE, PARTS)
     texts = {
-        "switched": statements.switched(SOURCE, parts, "k"),
-        "watched": statements.switched(SOURCE, parts, "k", watch=True),
+        "switched": statements.switched(SOURCE, parts, ENTRY),
+        "watched": statements.switched(SOURCE, parts, ENTRY, watch=True),
         "all": statements.commented(SOURCE, PARTS, range(len(PARTS))),
         "expressions": statements.commented(SOURCE, parts, range(len(PARTS), len(parts))),
     }

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from harness.cuda import source as cuda_source
+from harness.cuda.source import entry_of
 from harness.device_log import traced, tracepoints
 from harness.device_log.layout import Selection
 from harness.device_log.tracepoints import Tracepoint, explain, instrument, parse_print
@@ -101,11 +102,14 @@ def test_the_copy_without_tracepoints_is_the_source_and_a_header():
 def test_other_kernels_are_left_out_and_a_line_in_one_is_refused(tmp_path):
     text = TEXT + 'extern "C" __global__ void other(float* y) {\n  y[0] = not_there(1);\n}\n'
     arrays = {"x": np.zeros(8, np.float32), "y": np.zeros(4, np.float32)}
-    assert run(tmp_path, instrument(source_of(text), entry="k"), arrays, np.int32(8)).ended == "finished"
+    assert (
+        run(tmp_path, instrument(source_of(text), entry=entry_of(source_of(text), "k")), arrays, np.int32(8)).ended
+        == "finished"
+    )
     with pytest.raises(BuildFailed, match="not_there"):
         run(tmp_path, instrument(source_of(text)), arrays, np.int32(8))
     with pytest.raises(UsageError, match=r"k\.cu:24 is in the kernel other, and k is run"):
-        instrument(source_of(text), [Tracepoint(24, ("1",))], entry="k")
+        instrument(source_of(text), [Tracepoint(24, ("1",))], entry=entry_of(source_of(text), "k"))
 
 
 def test_what_runs_on_the_host_is_blanked():

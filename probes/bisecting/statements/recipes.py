@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from harness.cuda import pruned
 from harness.cuda import source as cuda_source
 from harness.emulation import run as emulated
 from harness.engines import building
@@ -102,12 +103,15 @@ class Commented:
 
     def prepare(self) -> Evaluate:
         source = cuda_source.read(self.source)
+        if self.launch is not None:
+            source = pruned.prune(source, cuda_source.entry_of(source, self.launch.entry))
 
         def evaluate(query: Query) -> Answer:
             with scratch(self.folder) as folder:
                 path = folder / self.source.name
                 out = query if self.taken_out else frozenset(range(len(self.parts))) - query
-                path.write_bytes(statements.commented(source, self.parts, out))
+                text = statements.commented(source, self.parts, out)
+                path.write_bytes(pruned.find_includes(text, self.source.parent))
                 return self.answer(path, folder)
 
         return evaluate

@@ -12,9 +12,9 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from harness.cuda import pruned
 from harness.cuda import source as cuda_source
-from harness.cuda.source import Source
-from harness.device_log.tracepoints import kernel_of
+from harness.cuda.source import Entry, Source
 from harness.errors import BuildFailed, UsageError
 from harness.record import SCHEMA_VERSION, Answer, Outcome, Session
 from harness.workers import Recipe
@@ -40,7 +40,7 @@ def start(settings: StatementSettings, out: Path | None, tell: Tell) -> Bisectio
     source, entry = _read(settings)
     parts = statements.pieces(source, entry)
     if not parts:
-        raise UsageError(f"{settings.source.name}: {entry} has no statement that can be taken out")
+        raise UsageError(f"{settings.source.name}: {entry.name} has no statement that can be taken out")
     session = Session.create("bisect", out)
     session.write_json(SETTINGS, settings.to_json())
     session.write_json("manifest.json", _manifest(settings, source, len(parts)))
@@ -68,11 +68,9 @@ def _run(settings: StatementSettings, session: Session, tell: Tell) -> Bisection
     return search_session(session, lambda: _pose(settings, session), effort, asked, lambda _: [], tell)
 
 
-def _read(settings: StatementSettings) -> tuple[Source, str]:
+def _read(settings: StatementSettings) -> tuple[Source, Entry]:
     source = cuda_source.read(settings.source)
-    if settings.entry is None and len(source.kernels) == 1:
-        return source, source.kernels[0].name
-    return source, kernel_of(source, settings.entry or "").name
+    return source, cuda_source.entry_of(source, settings.entry)
 
 
 # The questions
@@ -84,7 +82,7 @@ class _Kernel:
 
     settings: StatementSettings
     source: Source
-    entry: str
+    entry: Entry
     parts: tuple[Piece, ...]  # statements, then the operands inside them
     statements: int
     switched: Path | None
@@ -99,7 +97,7 @@ class _Kernel:
         common: dict[str, Any] = {"timeout_s": settings.timeout, "taken_out": settings.reduce}
         if settings.check is not None:
             return Commented(settings.source, self.parts, session.raw, check=settings.check, **common)
-        launch = replace(settings.launch, entry=self.entry)
+        launch = replace(settings.launch, entry=self.entry.name)
         if self.switched is None:
             return Commented(settings.source, self.parts, session.raw, self.verdict, launch, **common)
         others = frozenset(range(len(self.parts))) - frozenset(asked)
@@ -130,7 +128,9 @@ def _prepare(settings: StatementSettings, session: Session) -> _Kernel:
 
 def _switch(kernel: _Kernel, session: Session) -> _Kernel | None:
     """None if the source does not compile with its switches (a constant that must be one, an operand of another type)."""
-    text = statements.switched(kernel.source, kernel.parts, kernel.entry, watch=kernel.settings.fault == "nan")
+    lean = pruned.prune(kernel.source, kernel.entry)
+    made_of = statements.switched(lean, kernel.parts, kernel.entry, watch=kernel.settings.fault == "nan")
+    text = pruned.find_includes(made_of, kernel.settings.source.parent)
     path = session.raw / f"switched-{_sha256(text)[:12]}-{kernel.settings.source.name}"
     path.write_bytes(text)
     made = replace(kernel, switched=path)

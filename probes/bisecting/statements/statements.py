@@ -7,12 +7,14 @@ Neither changes the number of a line.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 
 from tree_sitter import Node
 
-from harness.cuda.source import Function, Source, Statement, statements
+from harness.cuda import pruned
+from harness.cuda.source import Entry, Function, Source, Statement, lacks_semicolon, statements
 from probes.bisecting.candidates import Candidate
 
 MASK = "probe_keep_mask"  # the kernel's last parameter: bit k is set if candidate k stays
@@ -30,10 +32,11 @@ template <class T> __device__ const T &probe_seen(const T &v)
 
 _COMPOUND = {
     "if_statement": "if", "for_statement": "for", "for_range_loop": "for", "while_statement": "while",
-    "do_statement": "do", "switch_statement": "switch",
+    "do_statement": "do", "switch_statement": "switch", "function_definition": "macro",
 }  # fmt: skip
 _JUMPS = {"break_statement": "break", "continue_statement": "continue"}
 _ARITHMETIC = {b"+", b"-", b"*", b"/", b"%"}
+_IDENTIFIER = re.compile(r"[A-Za-z_]\w*")
 _SHOWN = 60  # characters of a statement in its name
 
 
@@ -56,9 +59,9 @@ class Piece:
     keep: tuple[int, int] = (0, 0)
 
 
-def pieces(source: Source, entry: str) -> list[Piece]:
-    """Statements of the kernel `entry` and of the other functions of its file, outer before inner, in order."""
-    functions = [f for f in source.functions if f.name == entry or not f.kernel]
+def pieces(source: Source, entry: Entry) -> list[Piece]:
+    """Statements of a kernel and of the functions of its file that may run with it, outer before inner, in order."""
+    functions = [function for function in pruned.compiled(source, entry) if not _at_compile_time(source, function)]
     return [piece for function in functions for piece in _of_function(source, function)]
 
 
@@ -95,20 +98,14 @@ def commented(source: Source, parts: Sequence[Piece], out: Collection[int]) -> b
     return b"".join([*text, source.text[at:]])
 
 
-def switched(source: Source, parts: Sequence[Piece], entry: str, *, watch: bool = False) -> bytes:
+def switched(source: Source, parts: Sequence[Piece], entry: Entry, *, watch: bool = False) -> bytes:
     """The source with every piece behind its bit of `MASK`, a new last parameter `unsigned *` of the kernel.
 
     The functions that the kernel calls read the mask through a global that every thread sets first, to the same value.
     With `watch`, the word behind the mask tells whether an assignment or an initial value was NaN or Inf.
     """
-    kernel = next(function for function in source.functions if function.name == entry and function.kernel)
-    parameters = kernel.declarator.child_by_field_name("parameters")
-    assert parameters is not None
-    comma = b", " if any(child.type == "parameter_declaration" for child in parameters.children) else b""
-    inserts = [
-        _Insert(parameters.end_byte - 1, (0,), comma + f"unsigned *{MASK}_argument".encode()),
-        _Insert(kernel.body.start_byte + 1, (0,), f" {MASK} = {MASK}_argument;".encode()),
-    ]
+    kernels = [function for function in source.kernels if function.qualified == entry.function.qualified]
+    inserts = [insert for function in kernels for insert in _parameter(function)]
     for number, piece in enumerate(parts):
         before, after = _switch(source, piece, number, watch)
         size = piece.end - piece.start  # of two pieces with the same range the earlier one is the outer one
@@ -122,6 +119,17 @@ def switched(source: Source, parts: Sequence[Piece], entry: str, *, watch: bool 
         f"{_WATCH if watch else ''}#line 1\n"
     )
     return head.encode() + _insert(source.text, inserts)
+
+
+def _parameter(kernel: Function) -> tuple[_Insert, _Insert]:
+    """The mask among a kernel's parameters, and its first statement, which makes it known to all functions."""
+    parameters = kernel.declarator.child_by_field_name("parameters")
+    assert parameters is not None
+    comma = b", " if any(child.type == "parameter_declaration" for child in parameters.children) else b""
+    return (
+        _Insert(parameters.end_byte - 1, (0,), comma + f"unsigned *{MASK}_argument".encode()),
+        _Insert(kernel.body.start_byte + 1, (0,), f" {MASK} = {MASK}_argument;".encode()),
+    )
 
 
 def mask(kept: Collection[int], count: int) -> list[int]:
@@ -140,25 +148,45 @@ def words(count: int) -> int:
 # statements
 
 
+def _at_compile_time(source: Source, function: Function) -> bool:
+    """Whether a function may be needed by the compiler: a switch in it could not be read then."""
+    return b"constexpr" in source.text[function.node.start_byte : function.declarator.start_byte]
+
+
 def _of_function(source: Source, function: Function) -> Iterator[Piece]:
     outermost: Statement | None = None
+    constants = set(_constants(source, function.body))
     for statement in statements(function):
         if outermost is None or statement.node.start_byte >= outermost.node.end_byte:
             outermost = statement
         scope = f"{function.name}/{_COMPOUND.get(outermost.node.type, 'statement')} line {outermost.line}"
-        yield from _of_statement(source, function, statement, scope)
+        yield from _of_statement(source, statement, scope, constants)
 
 
-def _of_statement(source: Source, function: Function, statement: Statement, scope: str) -> Iterator[Piece]:
+def _of_statement(source: Source, statement: Statement, scope: str, constants: Collection[str]) -> Iterator[Piece]:
     node = statement.node
     if node.type == "declaration":
-        yield from _initial_values(source, node, scope)
-    elif (kind := _kind(function, node)) is not None:
+        yield from (piece for piece in _initial_values(source, node, scope) if piece.name not in constants)
+    elif (kind := _kind(node)) is not None:
         target = _target(source, node.named_children[0]) if kind == "assignment" else ""
         yield Piece(node.start_byte, node.end_byte, kind, "whole", statement.line, scope, target=target)
 
 
-def _kind(function: Function, node: Node) -> str | None:
+def _constants(source: Source, node: Node) -> Iterator[str]:
+    """Names that the compiler must know the value of: those in the size of an array, a template's argument, a case."""
+    if node.type == "array_declarator":
+        found = node.child_by_field_name("size")
+    elif node.type == "case_statement":
+        found = node.child_by_field_name("value")
+    else:
+        found = node if node.type == "template_argument_list" else None
+    if found is not None:
+        yield from _IDENTIFIER.findall(source.of(found))
+    for child in node.named_children:
+        yield from _constants(source, child)
+
+
+def _kind(node: Node) -> str | None:
     """What a statement is, if it can be taken out without harm to what the compiler needs."""
     if node.type in _COMPOUND:
         return _COMPOUND[node.type]
@@ -166,7 +194,7 @@ def _kind(function: Function, node: Node) -> str | None:
         return _JUMPS[node.type]
     if node.type == "return_statement":  # a value is needed by whoever called
         return None if node.named_children else "return"
-    if node.type != "expression_statement" or not node.named_children:
+    if node.type != "expression_statement" or not node.named_children or lacks_semicolon(node):
         return None
     expression = node.named_children[0]
     return {"assignment_expression": "assignment", "call_expression": "call"}.get(expression.type, "expression")

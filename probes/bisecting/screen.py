@@ -1,0 +1,25 @@
+"""What `probe bisect` shows: the verdict, the culprits, and where everything lies."""
+
+from __future__ import annotations
+
+from harness.record import Session
+from probes.screen import Shown, cut, report_line
+from reports import bisection as told
+from reports import units
+
+
+def show(session: Session) -> Shown:
+    run = told.read(session)
+    yield run.headline
+    yield run.facts
+    rows = [
+        (c.node, c.op_type, c.scope, "" if c.sensitivity is None else units.percent(c.sensitivity))
+        for c in run.culprits
+    ]
+    yield from cut(("node", "op", "scope", "sensitivity"), rows, "the report")
+    if undecided := run.texts("undecided"):
+        yield f"{len(undecided)} could not be judged: {', '.join(undecided[:3])}{' ...' if len(undecided) > 3 else ''}"
+    yield from run.texts("notes")
+    if model_out := run.text("model_out"):
+        yield f"model:  {session.folder / model_out}"
+    yield from report_line(session)

@@ -1,0 +1,15 @@
+"""What `probe ladder` shows: every step as a row, the headline, and where everything lies."""
+
+from __future__ import annotations
+
+from harness.record import Session
+from probes.screen import Shown, report_line, table
+from reports import ladder as told
+
+
+def show(session: Session) -> Shown:
+    view = told.read(session)
+    yield table(told.HEADERS, (row.texts for row in view.rows))
+    yield from (f"{row.title} ({row.route_title}): {row.note}" for row in view.rows if row.status != "measured")
+    yield view.headline
+    yield from report_line(session)
