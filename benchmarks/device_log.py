@@ -1,17 +1,19 @@
 """The device log against printf in the kernel: what each keeps, what each costs, and how fast a tracepoint is at the table.
 
-    python benchmarks/device_log.py [--values 10000000] [--repeats 7] [--only gpu|cpu]
+    python benchmarks/device_log.py [--values 10000000] [--repeats 7] [--only gpu|cpu] [--json figures.jsonl]
 
 On the GPU: one kernel that only stores, the same with one PROBE and with one printf a thread. Kernel time is taken with
 events around the launch (what the host does with the output is not in it), the median of the repeats; "added" is less the
 time of the kernel without. printf's buffer is CUDA's own 1 MiB for what it keeps, and 1 GiB for what it costs. Without a
 GPU: wall and processor time of the whole command `probe printf`, from the shell to the table, on a kernel of some 300 lines that was
-never compiled before, under emulation; and once more with another thread.
+never compiled before, under emulation; and once more with another thread. With --json each figure is a line of that file as
+soon as it is known.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import re
 import statistics
@@ -19,6 +21,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -30,6 +33,7 @@ from harness.cuda import device as gpu
 from harness.cuda import launch
 from harness.cuda.compile import Unit, build
 from harness.cuda.device import Device, Event
+from harness.cuda.symbols import machine_code
 from harness.device_log import gpu as gpu_log
 from harness.device_log import layout as device_log
 from harness.device_log import printf as device_printf
@@ -55,24 +59,47 @@ BIG_FIFO = 1 << 30
 THREADS = 256
 
 
+@dataclass
+class Figures:
+    """Rows of the table at the end; each is also written at once, as a line of JSON."""
+
+    path: Path | None
+    device: str = "CPU"
+    rows: list[tuple[str, str, str]] = field(default_factory=list)
+
+    def add(self, what: str, shown: str, target: str = "", **numbers: float | bool | None) -> None:
+        self.rows.append((what, shown, target))
+        if self.path is not None:
+            line = {"device": self.device, "what": what.strip(), "shown": shown, "target": target, **numbers}
+            with self.path.open("a", encoding="utf-8") as stream:
+                stream.write(json.dumps(line) + "\n")
+
+    def table(self) -> Table:
+        table = Table("what", "figure", "target", title=self.device)
+        for row in self.rows:
+            table.add_row(*row)
+        return table
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--values", type=int, default=10_000_000)
     parser.add_argument("--repeats", type=int, default=7)
     parser.add_argument("--only", choices=("gpu", "cpu", "printf-cost"))
+    parser.add_argument("--json", type=Path)
     given = parser.parse_args()
     if given.only == "printf-cost":  # in a process of its own: the buffer can be set once
         print(printf_ns(gpu.get(), 1_000_000, given.repeats))
         return
-    table = Table("what", "figure", "target")
+    figures = Figures(given.json)
     if given.only != "cpu":
         try:
-            on_gpu(gpu.get(), given.values, given.repeats, table)
+            on_gpu(gpu.get(), given.values, given.repeats, figures)
         except UsageError as error:
-            table.add_row("on the GPU", str(error), "")
+            figures.add("on the GPU", str(error))
     if given.only != "gpu":
-        at_the_table(given.repeats, table)
-    Console(width=150).print(table)
+        at_the_table(given.repeats, figures)
+    Console(width=150).print(figures.table())
 
 
 # ---- on the GPU
@@ -100,18 +127,18 @@ class Kernel:
         return end.since_ns(start)
 
 
-def on_gpu(device: Device, values: int, repeats: int, table: Table) -> None:
-    table.title = device.facts.name
+def on_gpu(device: Device, values: int, repeats: int, figures: Figures) -> None:
+    figures.device = device.facts.name
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        captured(device, folder, values, table)
-        printf_keeps(device, folder, values, table)
-        costs(device, folder, repeats, table)
-        choosing(device, folder, table)
-        switched_off(device, folder, table)
+        captured(device, folder, values, figures)
+        printf_keeps(device, folder, values, figures)
+        costs(device, folder, repeats, figures)
+        choosing(device, folder, figures)
+        switched_off(device, folder, figures)
 
 
-def captured(device: Device, folder: Path, values: int, table: Table) -> None:
+def captured(device: Device, folder: Path, values: int, figures: Figures) -> None:
     kernel, log = Kernel(device, folder, PROBED, values, log=True), gpu_log.GpuLog(device, values)
     log.attach(kernel.modules[0])
     took = kernel.time_ns()
@@ -119,9 +146,9 @@ def captured(device: Device, folder: Path, values: int, table: Table) -> None:
     whole = bool(
         np.array_equal(np.sort(recorded.numbers("value")), np.arange(values, dtype=np.float32) * np.float32(0.5))
     )
-    table.add_row(f"values logged of {values:,}", f"{len(recorded):,}, lost {recorded.lost}, each as it should be: {whole}",
-                  f"{values:,}")  # fmt: skip
-    table.add_row("  kernel time, records in pinned host memory", f"{took / 1e6:.2f} ms", "")
+    figures.add(f"values logged of {values:,}", f"{len(recorded):,}, lost {recorded.lost}, each as it should be: {whole}",
+                f"{values:,}", records=len(recorded), lost=recorded.lost, right=whole)  # fmt: skip
+    figures.add("  kernel time, records in pinned host memory", f"{took / 1e6:.2f} ms", kernel_ns=took)
     log.free()
     room = values // 3
     small = gpu_log.GpuLog(device, room)
@@ -129,13 +156,14 @@ def captured(device: Device, folder: Path, values: int, table: Table) -> None:
     kernel.time_ns()
     recorded = small.read()
     exact = len(recorded) == room and recorded.lost == values - room and recorded.torn == 0
-    table.add_row(
-        f"  with room for {room:,}", f"{len(recorded):,} kept, {recorded.lost:,} counted as lost", f"exact: {exact}"
-    )
+    figures.add(
+        f"  with room for {room:,}", f"{len(recorded):,} kept, {recorded.lost:,} counted as lost", f"exact: {exact}",
+        kept=len(recorded), lost=recorded.lost, exact=exact,
+    )  # fmt: skip
     small.free()
 
 
-def printf_keeps(device: Device, folder: Path, values: int, table: Table) -> None:
+def printf_keeps(device: Device, folder: Path, values: int, figures: Figures) -> None:
     """With CUDA's own buffer."""
     kernel = Kernel(device, folder, PRINTED, values)
     with device_printf.capture() as output:
@@ -143,10 +171,12 @@ def printf_keeps(device: Device, folder: Path, values: int, table: Table) -> Non
         device.synchronize()
         output.launched(0, "k")
     size = sum(len(one.text) + 1 for one in output.rows)
-    table.add_row(f"lines that printf keeps of {values:,}", f"{len(output.rows):,} ({size / 1e6:.1f} MB of text)", "")
+    figures.add(f"lines that printf keeps of {values:,}", f"{len(output.rows):,} ({size / 1e6:.1f} MB of text)",
+                kept=len(output.rows), bytes=size)  # fmt: skip
 
 
-def costs(device: Device, folder: Path, repeats: int, table: Table, n: int = 1_000_000) -> None:
+def costs(device: Device, folder: Path, repeats: int, figures: Figures, n: int = 1_000_000) -> None:
+    """What one logged value a thread adds to the kernel, and one printed."""
     plain = Kernel(device, folder, PLAIN, n)
     without = median(plain, repeats)
     probed, log = Kernel(device, folder, PROBED, n, log=True), gpu_log.GpuLog(device, n)
@@ -158,11 +188,15 @@ def costs(device: Device, folder: Path, repeats: int, table: Table, n: int = 1_0
     logged = statistics.median(times[2:]) - without
     command = (sys.executable, __file__, "--only", "printf-cost", "--repeats", str(repeats))
     told = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": str(ROOT)})
-    printed = float(told.stdout.split()[-1]) - without if told.returncode == 0 else float("nan")
-    table.add_row(f"kernel time, {n:,} threads that only store", f"{without / 1e3:.1f} us", "")
-    table.add_row("  added by one PROBE a thread", f"{logged / 1e3:.1f} us ({logged / n:.2f} ns a value)", "")
-    table.add_row("  added by one printf a thread", f"{printed / 1e3:.1f} us ({printed / n:.2f} ns a value)", "")
-    table.add_row("  printf / PROBE", f"{printed / logged:.1f} x", ">= 20 x")
+    if told.returncode:
+        raise SystemExit(f"the process that times printf failed:\n{told.stderr}")
+    printed = float(told.stdout.split()[-1]) - without
+    figures.add(f"kernel time, {n:,} threads that only store", f"{without / 1e3:.1f} us", kernel_ns=without)
+    for name, added in (("PROBE", logged), ("printf", printed)):
+        figures.add(
+            f"  added by one {name} a thread", f"{added / 1e3:.1f} us ({added / n:.2f} ns a value)", added_ns=added
+        )
+    figures.add("  printf / PROBE", f"{printed / logged:.1f} x", ">= 20 x", ratio=printed / logged)
 
 
 def printf_ns(device: Device, n: int, repeats: int) -> float:
@@ -184,7 +218,7 @@ def median(kernel: Kernel, repeats: int) -> float:
     return statistics.median([kernel.time_ns() for _ in range(repeats + 2)][2:])
 
 
-def choosing(device: Device, folder: Path, table: Table) -> None:
+def choosing(device: Device, folder: Path, figures: Figures) -> None:
     kernel, log = Kernel(device, folder, PROBED, 1000, log=True), gpu_log.GpuLog(device, 1000)
     log.attach(kernel.modules[0])
     times = []
@@ -192,36 +226,26 @@ def choosing(device: Device, folder: Path, table: Table) -> None:
         start = time.perf_counter()
         log.select(device_log.Selection.of(thread=str(number)))
         times.append(time.perf_counter() - start)
-    table.add_row("another thread, until it can be launched", f"{statistics.median(times) * 1e6:.0f} us", "< 50 ms")
+    took = statistics.median(times)
+    figures.add("another thread, until it can be launched", f"{took * 1e6:.0f} us", "< 50 ms", seconds=took)
 
 
-def switched_off(device: Device, folder: Path, table: Table) -> None:
+def switched_off(device: Device, folder: Path, figures: Figures) -> None:
     """The machine code with the macros off, and with their lines taken out."""
     codes = []
     for name, text in (("with", PROBED), ("without", PLAIN.replace('#include "device_log.cuh"', ""))):
         place = folder / name
         place.mkdir()
         (place / "k.cu").write_text(text)
-        codes.append(code_of(build(Unit(place / "k.cu", device.facts.arch), cache=folder / "cache").image))
-    table.add_row("machine code with PROBE off", "identical" if codes[0] == codes[1] else "differs", "identical")
-
-
-def code_of(cubin: bytes) -> list[bytes]:
-    """The bytes of the sections that hold code."""
-    from struct import unpack_from
-
-    (table,), (size, count, names) = unpack_from("<Q", cubin, 40), unpack_from("<HHH", cubin, 58)
-    headers = [unpack_from("<IIQQQQ", cubin, table + size * number) for number in range(count)]
-    text = headers[names][4]
-    return [
-        cubin[at : at + length] for name, _, _, _, at, length in headers if cubin[text + name :].startswith(b".text.")
-    ]
+        codes.append(machine_code(build(Unit(place / "k.cu", device.facts.arch), cache=folder / "cache").image))
+    same = codes[0] == codes[1] and "k" in codes[0]
+    figures.add("machine code with PROBE off", "identical" if same else "differs", "identical", identical=same)
 
 
 # ---- from the shell to the table, under emulation
 
 
-def at_the_table(repeats: int, table: Table) -> None:
+def at_the_table(repeats: int, figures: Figures) -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         text = written_out("skip_layernorm.cu")
@@ -238,8 +262,17 @@ def at_the_table(repeats: int, table: Table) -> None:
             (folder / "k.cu").write_text(f"{text}// {os.getpid()} {number}\n#define UNIQUE_{os.getpid()}_{number}\n")
             fresh.append(command_s(folder, line, 0, f"a{number}", number))
             again.append(command_s(folder, line, 5, f"b{number}", number))
-        table.add_row(f"probe printf, a kernel of {lines} lines, emulated, to the table", _spread(fresh), "< 3 s")
-        table.add_row("  the same command with another thread", _spread(again), "")
+        figures.add(
+            f"probe printf, a kernel of {lines} lines, emulated, to the table",
+            _spread(fresh),
+            "< 3 s",
+            seconds=_median(fresh),
+        )
+        figures.add("  the same command with another thread", _spread(again), seconds=_median(again))
+
+
+def _median(times: list[tuple[float, float]]) -> float:
+    return statistics.median(wall for wall, _ in times)
 
 
 def _spread(times: list[tuple[float, float]]) -> str:

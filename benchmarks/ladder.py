@@ -1,7 +1,9 @@
 """BERT-base and -large as one plan of our kernels, beside PyTorch compiled and recorded as a CUDA graph, on a GPU.
 
 Run: `python -m benchmarks.ladder` (`--budget 230` seconds in all, `--json FILE` with what there is so far, `--only TEXT`),
-and `python -m benchmarks.ladder --climb DIR` for the whole `probe ladder bert` of BERT-base, timed, in a session.
+`python -m benchmarks.ladder --climb DIR` for the whole `probe ladder bert` of BERT-base, timed, in a session, and, without
+a GPU, `python -m benchmarks.ladder --plan`: what every operation of each plan moves and computes, and needs at the least
+on an H100 (its measured rates, below), beside the figure that is asked for.
 
 Times are medians of replays of one CUDA graph of the whole encoder, between two events; weights alone are larger than the
 L2 cache for all but the smallest. Every variant's first sequence is compared with float64 (`error`, relative L2). A
@@ -25,18 +27,22 @@ from typing import Any
 import numpy as np
 
 from harness import optional
-from harness.bert import calibration
+from harness.bert import calibration, floors
 from harness.bert import model as bert
 from harness.bert import plan as bert_plan
 from harness.bert import reference as bert_reference
 from harness.bert import torch_peer as bert_torch
 from harness.bert.model import BertConfig
-from harness.bert.plan import PlanOptions
+from harness.bert.plan import BertPlan, PlanOptions
 from harness.bert.run import OnGpu, time_calls
 from harness.cuda import device as gpu
 from harness.errors import ProbeError, UsageError
 from kernels.attention import uniform_lengths
+from probes.kernels.benching import Roofs
 
+# A copy and a product of 8192 x 8192 on an H100; INT8's rate is twice FP16's, which was not measured.
+H100 = Roofs(2.97e12, {"fp16": 744e12, "int8": 1488e12, "fp32": 60e12})
+ASKED_MS = {"base B32 S128": 1.45, "base B1 S128": 0.5, "large B32 S384": 13.0}
 SECONDS = 0.4  # of replays of each variant
 VARIANT_S = 75  # a variant that takes longer (a peer's compilation) is given up
 
@@ -69,7 +75,9 @@ FP16 = PlanOptions()
 BASE32 = Workload("base B32 S128", "base", 32, 128)
 BASE1 = Workload("base B1 S128", "base", 1, 128)
 LARGE32 = Workload("large B32 S384", "large", 32, 384)
-OURS = (Variant("FP16"), Variant("FP16, weights [in, out]", replace(FP16, inputs_first=True)))
+RESIDUAL = replace(FP16, residual_in_product=True)
+OURS = (Variant("FP16"), Variant("FP16 + residual", RESIDUAL), Variant("FP16, weights [in, out]", replace(FP16, inputs_first=True)),
+        Variant("FP16 + residual, [in, out]", replace(RESIDUAL, inputs_first=True)))  # fmt: skip
 INT8 = (Variant("INT8", replace(FP16, precision="int8")),
         Variant("INT8 with INT8 attention", replace(FP16, precision="int8", int8_attention=True)))  # fmt: skip
 PADDING = (Variant("FP16 padded"), Variant("FP16 packed", replace(FP16, packed=True)))
@@ -124,9 +132,44 @@ def ours(work: Workload, variant: Variant) -> tuple[list[float], np.ndarray]:
                       capability=device.facts.compute_capability)  # fmt: skip
     made = bert_plan.build(config, weights, options, known(work)[1])
     ran = OnGpu(made, feeds_of(work), device)
-    say(f"    {len(made.plan.steps)} steps; milliseconds by operation: " + ", ".join(
-        f"{name} {taken / 1e6:.3f}" for name, taken in ran.operation_times(0.02).items()))  # fmt: skip
+    for line in told(made, ran.operation_times(0.02)):
+        say(line)
     return ran.times(SECONDS, graph=True), made.output(ran.read())[:1]
+
+
+def told(made: BertPlan, times: dict[str, float]) -> Iterator[str]:
+    """What each operation moves, computes and needs at the least on an H100, and what it took."""
+    yield f"    {'operation':18}{'launches':>9}{'blocks':>8}{'MB':>10}{'GFLOP':>10}{'floor us':>10}{'took us' if times else '':>10}"
+    rows = floors.floors(made, H100)
+    for row in rows:
+        taken = f"{times[row.operation] / 1e3:10.1f}" if row.operation in times else ""
+        yield (f"    {row.operation:18}{row.launches:9}{row.blocks:8}{row.bytes / 1e6:10.1f}{row.flops / 1e9:10.1f}"
+               f"{(row.bound_ns or 0) / 1e3:10.1f}{taken}")  # fmt: skip
+    total = f"{sum(times.values()) / 1e3:10.1f}" if times else ""
+    yield f"    {'sum':18}{len(made.plan.steps):9}{'':28}{(floors.bound_ns(made, H100) or 0) / 1e3:10.1f}{total}"
+
+
+def plans(only: str) -> Iterator[str]:
+    """The same of every plan, without a GPU."""
+    for work, variant in JOBS:
+        if variant.peer or variant.options.inputs_first or only not in f"{work.name}: {variant.name}":
+            continue
+        config, weights = model(work.config)
+        options = replace(
+            variant.options, batch=work.batch, sequence=work.sequence, lengths=work.lengths, capability=(9, 0)
+        )
+        made = bert_plan.build(config, weights, options, calibrated(work.config))
+        asked = f", asked {ASKED_MS[work.name]} ms" if work.name in ASKED_MS else ""
+        yield f"{work.name}: {variant.name}{asked}"
+        yield from told(made, {})
+
+
+@functools.lru_cache(1)
+def calibrated(name: str) -> calibration.Scales:
+    """Some scales: what is moved and computed does not depend on them."""
+    config, weights = model(name)
+    feeds = {name: np.ones((1, 4), np.int64) for name in bert.INPUTS}
+    return calibration.calibrate(config, weights, [feeds]).scales("max")
 
 
 def peer(work: Workload, variant: Variant) -> tuple[list[float], np.ndarray]:
@@ -234,7 +277,14 @@ def main() -> None:
     parser.add_argument("--json", type=Path, help="where the rows go, rewritten after each")
     parser.add_argument("--climb", type=Path, metavar="DIR", help="the ladder itself instead, its session in DIR")
     parser.add_argument("--routes", default="kernels", help="of --climb, with commas between")
+    parser.add_argument(
+        "--plan", action="store_true", help="bytes, FLOPs and floors of each operation instead; needs no GPU"
+    )
     options = parser.parse_args()
+    if options.plan:
+        for line in plans(options.only):
+            say(line)
+        return
     try:
         device = gpu.get()
     except UsageError as error:

@@ -139,7 +139,7 @@ def ours(path: Path, inputs: Path, folder: Path, limit_s: float, name: str, leve
             process.wait(60)
     found = Found("probe", seconds=time.monotonic() - start)
     rows = read_trials(folder / name)
-    found.builds = sum(not row["cached"] for row in rows)
+    found.builds = sum(row["built"] for row in rows)
     if not (folder / name / "result.json").exists():
         found.remark = (folder / f"{name}.log").read_text()[-600:]
         return found
@@ -176,7 +176,7 @@ import sys
 import numpy as np
 from pathlib import Path
 from harness import engine
-from probes.verdicts import relative_l2
+from probes.bisecting.verdicts import relative_l2
 with engine.load(Path(sys.argv[1]), "trt").runner() as runner:
     got = runner.infer(dict(np.load(sys.argv[2])))
 want = np.load(sys.argv[3])

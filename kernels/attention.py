@@ -397,11 +397,12 @@ def _cases() -> Iterator[AttentionCase]:
         yield AttentionCase(3, 33, 1, 64, "float16", counts=(0, 33, 17), capability=capability)
         yield AttentionCase(4, 150, 2, 64, "float16", lengths=(150, 0, 1, 67), capability=capability)
         yield AttentionCase(1, 400, 1, 32, "bfloat16", capability=capability)
-        for size in HEAD_SIZES:
-            yield AttentionCase(2, 70, 3, size, "int8", counts=(70, 1), products="float16", capability=capability)
-        yield AttentionCase(3, 130, 2, 64, "int8", counts=(0, 130, 65), layout="qkvnh", products="float16",
-                            capability=capability)  # fmt: skip
-        yield AttentionCase(4, 150, 2, 64, "int8", lengths=(150, 0, 1, 67), products="float16", capability=capability)
+    yield AttentionCase(2, 70, 3, 32, "int8", counts=(70, 1), products="float16")
+    yield AttentionCase(
+        3, 130, 2, 64, "int8", counts=(0, 130, 65), layout="qkvnh", products="float16", capability=engines[1]
+    )
+    yield AttentionCase(2, 70, 3, 128, "int8", products="float16", capability=engines[1])
+    yield AttentionCase(4, 150, 2, 64, "int8", lengths=(150, 0, 1, 67), products="float16", capability=engines[1])
     for dtype in ("float32", "int8"):
         for size in HEAD_SIZES:
             yield AttentionCase(2, 37, 3, size, dtype, counts=(37, 1))

@@ -45,8 +45,9 @@ def _larger(known: Buffer | None, buffer: Buffer) -> Buffer:
 
 def _renamed(step: Step, names: Mapping[str, str]) -> Step:
     if isinstance(step, Gemm):
-        bias = None if step.bias is None else _pointer(step.bias, names)
-        return replace(step, a=_pointer(step.a, names), b=_pointer(step.b, names), d=_pointer(step.d, names), bias=bias)
+        bias, c = (None if one is None else _pointer(one, names) for one in (step.bias, step.c))
+        a, b, d = (_pointer(one, names) for one in (step.a, step.b, step.d))
+        return replace(step, a=a, b=b, c=c, d=d, bias=bias)
     return replace(step, arguments=tuple(_argument(argument, names) for argument in step.arguments))
 
 

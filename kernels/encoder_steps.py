@@ -52,6 +52,18 @@ def layernorm(dtype: str, rows: int, hidden: int, epsilon: float) -> Plan:
     return _plan(f"layernorm_{SUFFIX[dtype]}", buffers, sizes, (rows, 1, 1))
 
 
+def layernorm_once(dtype: str, rows: int, hidden: int, epsilon: float) -> Plan:
+    """The same; x is read once."""
+    buffers = layernorm(dtype, rows, hidden, epsilon).buffers
+    arguments: dict[str, Argument] = {one.name: Pointer(one.name) for one in buffers}
+    arguments |= {"rows": np.int32(rows), "hidden": np.int32(hidden), "epsilon": np.float32(epsilon)}
+    grid, block = spread(rows, hidden)
+    launch = Launch(
+        SOURCE, f"layernorm_once_{SUFFIX[dtype]}", grid, block, tuple(arguments.values()), names=tuple(arguments)
+    )
+    return Plan(buffers, (launch,))
+
+
 def unpack_int4(dtype: str, k: int, n: int, group: int) -> Plan:
     """packed uint8 [k / 2, n] and scales [k / group, n] -> output [k, n]."""
     buffers = [Buffer("packed", "uint8", (k // 2, n)), Buffer("scales", "float32", (k // group, n)),

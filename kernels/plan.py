@@ -52,10 +52,10 @@ class Launch:
 
 @dataclass(frozen=True)
 class Gemm:
-    """D = epilogue(alpha * A @ B + bias), row-major: A [m, k], B [k, n] (or [n, k] if `b_transposed`), D [m, n].
+    """D = epilogue(alpha * A @ B + C + bias), row-major: A [m, k], B [k, n] (or [n, k] if `b_transposed`), D [m, n].
 
     The vendor's library does it (cuBLASLt on the GPU, NumPy in the emulation): A and B of `dtype`, sums in float32
-    (int32 for int8), D of `out_dtype`. `bias` is [n], of `bias_dtype`.
+    (int32 for int8), D and C [m, n] of `out_dtype`. `bias` is [n], of `bias_dtype`. C may be D itself, or nothing.
     """
 
     a: Pointer
@@ -71,6 +71,7 @@ class Gemm:
     bias_dtype: str = "float32"
     epilogue: Literal["none", "gelu_tanh"] = "none"
     alpha: float = 1.0
+    c: Pointer | None = None
 
 
 Step = Launch | Gemm

@@ -43,6 +43,7 @@ if TYPE_CHECKING:
 
 EXIT_BROKEN_PIPE = 141  # what a shell shows for a program whose reader went away (128 + SIGPIPE)
 PIPE_WIDTH = 160  # columns, where the output is not a terminal
+NO_ARGUMENTS = getattr(click.exceptions, "NoArgsIsHelpError", ())  # since click 8.2: what is shown is the help
 HELP_WIDTH = 110  # columns at most: longer lines are hard to read
 
 
@@ -376,7 +377,8 @@ def deliver(result: Mapping[str, Any], json_file: Path | None, show: Callable[[]
         json_file.write_text(text, encoding="utf-8")
     console = _console()
     for item in show():
-        console.print(item, markup=False, highlight=False)
+        whole = isinstance(item, str)  # a line that is not broken can be copied, and found by programs
+        console.print(item, markup=False, highlight=False, soft_wrap=whole)
 
 
 @contextmanager
@@ -399,8 +401,12 @@ def run(arguments: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code (arguments default to the process's own)."""
     try:
         code = probe.main(args=arguments, prog_name="probe", standalone_mode=False)
-    except click.ClickException as error:
+    except NO_ARGUMENTS as error:
         error.show()
+        return EXIT_USAGE
+    except click.ClickException as error:
+        context = getattr(error, "ctx", None)
+        _complain(error.format_message(), f"{context.command_path if context else 'probe'} --help")
         return EXIT_USAGE
     except ProbeError as error:
         _complain(str(error), error.hint)
@@ -424,6 +430,8 @@ def _complain(message: str, hint: str | None) -> None:
 
 
 def main() -> NoReturn:
-    """The console script. SIGTERM ends a run as Ctrl-C does: tools are stopped, the best answer so far is kept."""
+    """Run the process's own arguments and exit. SIGTERM ends a run as Ctrl-C does: tools are stopped, the best answer so far is kept."""
     signal.signal(signal.SIGTERM, signal.default_int_handler)
+    if signal.getsignal(signal.SIGINT) is signal.SIG_DFL:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     sys.exit(run())

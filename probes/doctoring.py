@@ -19,7 +19,9 @@ from harness.errors import ToolMissing
 from harness.optional import LIBRARIES, Library, present
 from harness.process import run, tail
 from harness.record import Command
-from harness.tools.tool import USUAL_PLACES, find_tool, parse_version
+from harness.tools import ncu, nsys, sanitizer, trtexec
+from harness.tools.tool import USUAL_PLACES, Wanted, find_tool, parse_version
+from probes.abilities import ABILITIES, Ability
 from probes.screen import Shown, table
 
 SCHEMA_VERSION = 1
@@ -60,15 +62,20 @@ class Tool:
     install: str
     arguments: tuple[str, ...] = ("--version",)
     absence: str = ""  # said when it is not found
+    floor: tuple[int, ...] = ()  # the oldest version that probe drives
+
+
+def _driven(wanted: Wanted) -> Tool:
+    return Tool(wanted.name, wanted.purpose, wanted.install, wanted.version, floor=wanted.floor)
 
 
 TOOLS = (
-    Tool("nsys", "to record timelines of kernels, copies and ranges", "apt-get install cuda-nsight-systems-13-0"),
-    Tool("ncu", "to read the hardware counters of a kernel", "apt-get install cuda-nsight-compute-13-0"),
-    Tool("compute-sanitizer", "to find bad accesses and races in kernels", "apt-get install cuda-sanitizer-13-0"),
-    Tool("cuda-memcheck", "to find bad accesses with CUDA 11 and older", "apt-get install cuda-sanitizer-13-0",
+    _driven(nsys.WANTED),
+    _driven(ncu.WANTED),
+    _driven(sanitizer.WANTED),
+    _driven(trtexec.WANTED),
+    Tool("cuda-memcheck", "to find bad accesses with CUDA 11 and older", "",
          absence="CUDA 12 dropped it; compute-sanitizer does its work"),
-    Tool("trtexec", "to build and time engines from the command line", "apt-get install libnvinfer-bin", ("--help",)),
     Tool("nvcc", "to compile kernels", "apt-get install cuda-nvcc-13-0"),
     Tool("cuobjdump", "to read the machine code of kernels", "apt-get install cuda-cuobjdump-13-0"),
     Tool("g++", "to compile kernels for the CPU", "apt-get install g++"),
@@ -87,22 +94,6 @@ BASE_LIBRARIES = tuple(
     )
 )
 REQUIRED = {"onnxruntime", *(library.module for library in BASE_LIBRARIES)}
-
-
-@dataclass(frozen=True)
-class Ability:
-    """Something probe does today, and the checks it rests on."""
-
-    text: str
-    needs: tuple[str, ...]
-
-
-ABILITIES = (
-    Ability("find the nodes that lose accuracy, make NaN/Inf or differ from another model", ("onnx", "onnxruntime")),
-    Ability("find what fails a TensorRT-RTX build", ("onnx", "tensorrt_rtx")),
-    Ability("find what fails a TensorRT build", ("onnx", "tensorrt", "gpu")),
-    Ability("search on several machines", ("distributed",)),
-)
 
 
 def examine(
@@ -130,25 +121,42 @@ def healthy(checks: Iterable[Check]) -> bool:
     return all(check.works for check in checks if check.required)
 
 
-def summarise(checks: Sequence[Check]) -> str:
-    """One line: what can be done here, and what more could be done with what is missing."""
+def lacking(checks: Iterable[Check]) -> dict[Ability, tuple[str, ...]]:
+    """Of each ability what it needs and is not here."""
     working = {check.name for check in checks if check.works}
-    can = [ability.text for ability in ABILITIES if working.issuperset(ability.needs)]
-    could = [(ability.text, [need for need in ability.needs if need not in working]) for ability in ABILITIES]
-    parts = [f"{'with this' if 'gpu' in working else 'without a'} GPU you can: {', '.join(can) or 'do nothing yet'}"]
-    parts += [f"with {' and '.join(missing)} you could: {text}" for text, missing in could if missing]
-    return "; ".join(parts)
+    return {ability: ability.lacks(working) for ability in ABILITIES}
+
+
+def summarise(checks: Sequence[Check]) -> str:
+    """One line: how much of what probe does can be done here."""
+    able = sum(not missing for missing in lacking(checks).values())
+    gpu = any(check.name == "gpu" and check.works for check in checks)
+    return f"{'with this' if gpu else 'without a'} GPU, {able} of the {len(ABILITIES)} things that probe does can be done here"
 
 
 def show(checks: Sequence[Check]) -> Shown:
-    """A row a check, then what can be done."""
-    rows = (
-        (check.name, "yes" if check.works else "broken" if check.found else "no", check.version or "",
-         check.purpose, "; ".join(part for part in (check.note, "" if check.works else check.install) if part))
-        for check in checks
-    )  # fmt: skip
-    yield table(("what", "here", "version", "what for", "note, or the line that installs it"), rows)
+    """What is here, how to get what is not, and what each verb can do with it."""
+    state = {(True, True): "yes", (True, False): "broken"}
+    yield table(("what", "here", "version", "what for"), [
+        (one.name, state.get((one.found, one.works), "no"), one.version or "", one.purpose) for one in checks
+    ])  # fmt: skip
+    yield from (f"{one.name}: {one.note}" for one in checks if one.note)
+    yield "\nto have more:"
+    yield from (f"  {install:<42} # {', '.join(names)}" for install, names in missing(checks).items())
+    yield table(("probe ...", "what it does", "here"), [
+        (one.command, one.text, f"needs {', '.join(lacks)}".replace("|", " or ") if lacks else "yes")
+        for one, lacks in lacking(checks).items()
+    ])  # fmt: skip
     yield summarise(checks)
+
+
+def missing(checks: Iterable[Check]) -> dict[str, list[str]]:
+    """What does not work, by the line that brings it."""
+    wanted: dict[str, list[str]] = {}
+    for check in checks:
+        if not check.works and check.install:
+            wanted.setdefault(check.install, []).append(check.name)
+    return wanted
 
 
 def to_document(checks: Sequence[Check]) -> dict[str, Any]:
@@ -158,6 +166,10 @@ def to_document(checks: Sequence[Check]) -> dict[str, Any]:
         "healthy": healthy(checks),
         "summary": summarise(checks),
         "checks": [dataclasses.asdict(check) for check in checks],
+        "abilities": [
+            {"command": f"probe {one.command}", "text": one.text, "here": not missed, "lacks": list(missed)}
+            for one, missed in lacking(checks).items()
+        ],
     }
 
 
@@ -214,7 +226,16 @@ def _check_tool(tool: Tool, find: Find, timeout_s: float, tell: Callable[[str], 
         return dataclasses.replace(check, works=False, note=_note("does not run", status, output))
     notes = [] if on_path else [f"not on PATH: {program}"]
     notes += ["tells no version that probe can read"] if version is None else []
+    notes += (
+        [f"older than {'.'.join(map(str, tool.floor))}, the oldest that probe drives"]
+        if _older(version, tool.floor)
+        else []
+    )
     return dataclasses.replace(check, version=version, note="; ".join(notes))
+
+
+def _older(version: str | None, floor: tuple[int, ...]) -> bool:
+    return version is not None and tuple(int(part) for part in version.split(".") if part.isdigit()) < floor
 
 
 def _check_gpu(find: Find, timeout_s: float, tell: Callable[[str], None]) -> list[Check]:

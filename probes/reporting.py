@@ -69,7 +69,15 @@ def report(wanted: Wanted, tell: Tell = lambda _: None, *, only_json: bool = Fal
 
 
 def _readable(path: Path, scratch: Path, tell: Tell) -> Path:
-    """A report of Nsight Systems is exported to SQLite by the nsys on PATH first; all else is read as it is."""
+    """A report of Nsight Systems is exported to SQLite by the nsys on PATH first, of a model its graph is taken; all else
+    is read as it is."""
+    if path.suffix == ".onnx" and path.is_file():
+        from harness.models import graph, model
+
+        tell(f"reading {path.name}")
+        made = scratch / f"{path.name}.graph.json"
+        made.write_text(json.dumps(graph.document(model.load(path))), encoding="utf-8")
+        return made
     if path.suffix not in nsys.REPORTS or not path.is_file():
         return path
     tell(f"exporting {path.name}")

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from harness.errors import ParseError, ProbeError, UsageError
+from harness.errors import ArtifactMissing, ParseError, ProbeError, UsageError
 from harness.record import Session
-from reports import ties, twins
+from reports import origins, ties, twins
 from reports.artifact import Artifact
 from reports.readers import detect, trtexec_join
 
@@ -18,11 +18,12 @@ Tell = Callable[[str], None]
 
 @dataclass(frozen=True)
 class Collection:
-    """What was read, the manifests of the sessions that it came from, and what was left out, in words."""
+    """What was read, the manifests of the sessions that it came from, their results, and what was left out, in words."""
 
     artifacts: tuple[Artifact, ...]
     manifests: tuple[dict[str, Any], ...] = ()
     left_out: tuple[str, ...] = ()
+    results: tuple[dict[str, Any], ...] = ()
 
 
 def collect(paths: Sequence[Path], tell: Tell = lambda _: None) -> Collection:
@@ -34,6 +35,7 @@ def collect(paths: Sequence[Path], tell: Tell = lambda _: None) -> Collection:
     artifacts: list[Artifact] = []
     manifests: list[dict[str, Any]] = []
     left_out: list[str] = []
+    results: list[dict[str, Any]] = []
     for path in paths:
         if not path.exists():
             raise UsageError(f"{path} does not exist", hint="check the path, and the folder that this is typed in")
@@ -43,8 +45,22 @@ def collect(paths: Sequence[Path], tell: Tell = lambda _: None) -> Collection:
             tell(f"reading {path.name}")
             artifacts.append(detect.read(path))
         if (path / "manifest.json").is_file():
-            manifests.append(Session.open(path).read_json("manifest.json"))
-    return Collection(tuple(trtexec_join.combine(artifacts)), tuple(manifests), tuple(left_out))
+            session = Session.open(path)
+            manifests.append(session.read_json("manifest.json"))
+            results += _result(session, left_out)
+    read = trtexec_join.combine(origins.combine(artifacts))
+    return Collection(tuple(read), tuple(manifests), tuple(left_out), tuple(results))
+
+
+def _result(session: Session, left_out: list[str]) -> list[dict[str, Any]]:
+    """The session's result.json; nothing of one that is not there yet, or that is broken, which is told."""
+    try:
+        return [session.read_json("result.json")]
+    except ArtifactMissing:
+        return []
+    except ProbeError as error:
+        left_out.append(str(error).removeprefix(f"{session.folder}/"))
+        return []
 
 
 def _folder(folder: Path, left_out: list[str], tell: Tell) -> list[Artifact]:

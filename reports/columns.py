@@ -133,7 +133,9 @@ declare(
     capture_range_id="Int64",  # for a kernel of a CUDA graph: innermost range that held the capture of its node
     layer="category",
     operation="category",
-    onnx_nodes="tuple",
+    onnx_nodes="tuple",  # what the tool says of them: by the operation's name, or the engine's layer information
+    inferred_nodes="tuple",  # what follows from the model beyond that
+    tie="category",  # named, inferred or unattributed; missing where no layer of TensorRT is in the trace
 )
 declare(
     "graph_launches",  # whole CUDA graphs, where the trace has no single kernels of them
@@ -214,6 +216,14 @@ declare(
     clock_hz="Int64",
 )
 declare("meta", name="string", value="string")
+declare(
+    "nodes",  # of an ONNX model, in topological order
+    node="string",
+    op_type="string",
+    inputs="tuple",  # tensors, those that its subgraphs capture among them
+    outputs="tuple",
+    called="tuple",  # the names that TensorRT may give it
+)
 declare(
     "metrics",
     launch_id="Int64",

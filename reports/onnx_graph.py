@@ -1,13 +1,11 @@
-"""The nodes of an ONNX model and what they read, as probe writes them beside an engine: `graph.json`."""
+"""The nodes of an ONNX model, what they read, and which of them compute on what is fed."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
 
-from reports import schema
 from reports.onnx_names import Known
 
 HOST = frozenset({"Shape", "Size"})  # what follows from these is known before anything runs on the GPU
@@ -61,15 +59,3 @@ def _single(pairs: Iterator[tuple[str, str]]) -> Iterator[tuple[str, str]]:
     for called, node in pairs:
         owners.setdefault(called, set()).add(node)
     return ((called, nodes.pop()) for called, nodes in owners.items() if len(nodes) == 1)
-
-
-def read(content: Mapping[str, Any]) -> Graph:
-    """A document that `to_json` of the verbs wrote; nodes that are none are left out."""
-    listed = content.get("nodes")
-    rows: Sequence[Any] = listed if isinstance(listed, list) else ()
-    return Graph(schema.texts(content.get("inputs")), tuple(_node(row) for row in map(schema.mapping, rows) if row))
-
-
-def _node(row: Mapping[str, Any]) -> Node:
-    texts = (schema.texts(row.get(name)) for name in ("inputs", "outputs", "called"))
-    return Node(schema.text(row.get("name")), schema.text(row.get("op_type")), *texts)

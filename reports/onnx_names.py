@@ -35,15 +35,16 @@ SAME = {
     "matrix_multiply": "product", "matrixmultiply": "product", "fullyconnected": "product", "mha": "product",
     "sqr": "sqrt", "mea": "mean", "squared": "pow",
 }  # fmt: skip
-COMPUTING = frozenset(
-    "product conv deconv add sub mul div exp log erf tanh sqrt pow neg max min sum mean relu silu sigmoid abs"
-    " normalization softmax".split()
-)
-MOVING = frozenset(
-    "resh reshp res reshape transp tran tra transpose xpos move mov slice slic sli concat conc con cast cas const"
-    " copy shuffle constant concatenation gather gath identity shape select sele fill zero one off_add pad expand"
-    " squeeze unsqueeze resi resize gelu".split()
-)
+COMPUTING = frozenset({
+    "product", "conv", "deconv", "add", "sub", "mul", "div", "exp", "log", "erf", "tanh", "sqrt", "pow", "neg",
+    "max", "min", "sum", "mean", "relu", "silu", "sigmoid", "abs", "normalization", "softmax",
+})  # fmt: skip
+MOVING = frozenset({
+    "resh", "reshp", "res", "reshape", "transp", "tran", "tra", "transpose", "xpos", "move", "mov", "slice",
+    "slic", "sli", "concat", "conc", "con", "cast", "cas", "const", "copy", "shuffle", "constant", "concatenation",
+    "gather", "gath", "identity", "shape", "select", "sele", "fill", "zero", "one", "off_add", "pad", "expand",
+    "squeeze", "unsqueeze", "resi", "resize", "gelu",
+})  # fmt: skip
 
 
 @dataclass(frozen=True)

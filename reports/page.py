@@ -15,21 +15,22 @@ import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
+from importlib import import_module
 from pathlib import Path
-from types import ModuleType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import plotly.graph_objects as go
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup, escape
-from plotly.offline import get_plotlyjs
 
 from harness.errors import UsageError
 from harness.record import Session
-from reports import bisection, ladder, printed, schema, units
+from reports import schema, units
 
-# verb -> module with TEMPLATE and read(session) -> view with draw()
-VIEWS: dict[str, ModuleType] = {"bisect": bisection, "printf": printed, "ladder": ladder}
+if TYPE_CHECKING:
+    import plotly.graph_objects as go
+
+# verb -> module with TEMPLATE and read(session) -> view with draw(); imported when there is something for it to draw
+VIEWS = {"bisect": "reports.bisection", "printf": "reports.printed", "ladder": "reports.ladder"}
 
 
 @dataclass(frozen=True)
@@ -58,9 +59,10 @@ def render(session: Session) -> str:
     verb = manifest.get("verb")
     if not isinstance(verb, str) or verb not in VIEWS:
         raise UsageError(f"{session.folder / 'manifest.json'}: verb: expected one of {', '.join(VIEWS)}, got {verb!r}")
-    view = VIEWS[verb].read(session)
+    shown = import_module(VIEWS[verb])
+    view = shown.read(session)
     return assemble(
-        VIEWS[verb].TEMPLATE,
+        shown.TEMPLATE,
         view.draw(),
         view=view,
         manifest=manifest,
@@ -186,6 +188,8 @@ def inert(content: str) -> Markup:
 
 @cache
 def _library() -> Library:
+    from plotly.offline import get_plotlyjs
+
     source = get_plotlyjs().replace("\r\n", "\n")
     return Library(base64.b64encode(zlib.compress(source.encode(), 9)).decode("ascii"), _digest(source))
 

@@ -9,7 +9,7 @@ from typing import Any
 import pandas as pd
 import plotly.graph_objects as go
 
-from reports import hotspots, icicle, profile_figures, sheets, sweep, timeline, units
+from reports import hotspots, icicle, layer_time, node_time, origins, profile_figures, sheets, sweep, timeline, units
 from reports.artifact import Artifact
 from reports.icicle import Icicle
 from reports.sheets import Sheet
@@ -29,7 +29,11 @@ _NEVER = ("environment", "host", "user")  # words of fields that name a machine 
 
 @dataclass
 class Part:
-    """What the page shows of one artifact. `kind` orders the parts: defects before times before the rest."""
+    """What the page shows of one artifact.
+
+    `urgency` orders the parts: defects, a run that failed, where a whole program's time goes, what limits single launches,
+    how long an inference takes, and the rest.
+    """
 
     key: str
     name: str
@@ -82,7 +86,7 @@ def _gpu_time(part: Part, artifact: Artifact) -> None:
     everything = hotspots.work(tables)
     kernels = _table(tables, "kernels")
     if kernels is not None:
-        _kernel_time(part, kernels)
+        _kernel_time(part, artifact, kernels)
     elif len(everything) or _table(tables, "api_calls") is not None:
         part.say(7, "No kernel was traced", "The export holds no kernel table; what it does hold is below.")
     if len(everything):
@@ -105,11 +109,8 @@ def _gpu_time(part: Part, artifact: Artifact) -> None:
     part.icicle, part.timeline = icicle.build(tables), timeline.build(tables)
 
 
-def _kernel_time(part: Part, kernels: pd.DataFrame) -> None:
+def _kernel_time(part: Part, artifact: Artifact, kernels: pd.DataFrame) -> None:
     total = float(kernels["duration_ns"].sum())
-    named = [
-        (name, title) for name, title in (("operation", "Fused operation"), ("layer", "Layer")) if _has(kernels, name)
-    ]
     part.tiles.append(Tile("GPU time in kernels", units.seconds(total / 1e9), units.plural(len(kernels), "kernel")))  # fmt: skip
     if "range_id" in kernels:
         known = float(kernels.loc[kernels["range_id"].notna(), "duration_ns"].sum())
@@ -117,25 +118,43 @@ def _kernel_time(part: Part, kernels: pd.DataFrame) -> None:
             part.tiles.append(
                 Tile("Attributed", units.percent(known / total if total else 0), "of kernel time, to a range")
             )
+    by_node = _has(kernels, "tie") and _node_time(part, artifact, kernels, total)
+    named = [
+        (name, title) for name, title in (("operation", "Fused operation"), ("layer", "Layer")) if _has(kernels, name)
+    ]
     for name, title in named:
         beside = _beside(kernels, name)
         table = hotspots.shares(kernels, [name, *beside])
         caption = _only_layer(kernels) if name == "operation" else ""
-        secondary = name == "layer" and len(named) > 1
+        secondary = by_node or (name == "layer" and len(named) > 1)
         part.sheets.append(
             _sheet(part, name, f"{title}s by GPU time", table, title.lower(), "total_ns", caption, secondary=secondary)
         )
         _say_hottest(part, table, name, f"The {title.lower()}", total)
-    if _has(kernels, "onnx_nodes"):
-        nodes = kernels.assign(onnx_nodes=kernels["onnx_nodes"].where(kernels["onnx_nodes"].map(len) > 0))
-        nodes = nodes.assign(onnx_nodes=nodes["onnx_nodes"].map(" + ".join, na_action="ignore"))
-        caption = "Nodes that were fused share their time: a set of them is one row, and the time is not spread."
-        table = hotspots.shares(nodes, ["onnx_nodes"])
-        part.sheets.append(_sheet(part, "nodes", "ONNX nodes by GPU time", table, "node set", "total_ns", caption, secondary=bool(named)))  # fmt: skip
     short = "kernel_short" if _has(kernels, "kernel_short") else "kernel"
     table = hotspots.shares(kernels, ["kernel"])
     part.sheets.append(_sheet(part, "kernels", "Kernels by GPU time", table, "kernel", "total_ns"))
     _say_hottest(part, hotspots.shares(kernels, [short]) if short != "kernel" else table, short, "The kernel", total)
+
+
+def _node_time(part: Part, artifact: Artifact, kernels: pd.DataFrame, total: float) -> bool:
+    """The model's own nodes, where any is known: those of all layers together first, if they are many alike."""
+    ran = node_time.executions(kernels, artifact.tables.get("ranges"))
+    found = origins.shares(kernels)
+    tied = found[origins.NAMED]["time_pct"] + found[origins.INFERRED]["time_pct"]
+    part.tiles.append(Tile("Tied to ONNX nodes", units.percent(tied / 100), f"of kernel time: {origins.spoken(found)}"))
+    if not tied:
+        return False
+    together, table = node_time.alike(ran), node_time.by_node(ran)
+    caption = node_time.caption(artifact.summary, ran)
+    title = "ONNX nodes by GPU time"
+    alone = together is None
+    if together is not None:
+        part.sheets.append(_sheet(part, "alike", f"{title}, all layers together", together, "name", "total_ns", caption))  # fmt: skip
+    part.sheets.append(_sheet(part, "nodes", title, table, "node set", "total_ns", caption if alone else ""))
+    if (answer := node_time.headline(table if together is None else together, total)) is not None:
+        part.say(2, *answer)
+    return True
 
 
 def _beside(kernels: pd.DataFrame, name: str) -> list[str]:
@@ -216,7 +235,7 @@ def _findings(part: Part, artifact: Artifact) -> None:
     if reported is not None:
         part.tiles.append(Tile("Counted by the tool", units.count(reported), "in its own summary"))
     if findings.empty:
-        part.say(5, f"{artifact.tool} printed no record")
+        part.say(6, f"{artifact.tool} printed no record")
         return
     times = findings["count"].fillna(1) if "count" in findings else pd.Series(1, index=findings.index)
     part.tiles.append(Tile("Findings", units.count(int(times.sum())), units.plural(len(findings), "row")))
@@ -274,13 +293,13 @@ def _layers(part: Part, artifact: Artifact) -> None:
         return
     timed = _has(layers, "total_ns")
     table = layers.sort_values("total_ns", ascending=False, kind="stable") if timed else layers
+    if timed and (types := layer_time.by_type(table)) is not None:
+        titles = {"per_inference_ns": "Mean, per inference"}
+        part.sheets.append(sheets.make(f"{part.key}-types", "Types of layers by time", types, "type", titles=titles, bar="per_inference_ns"))  # fmt: skip
     title = "Layers by time" if timed else "Layers"
     part.sheets.append(_sheet(part, "layers", title, table, "layer", "total_ns" if timed else None))
-    total = float(table["total_ns"].sum()) if timed else 0.0
-    if total:
-        top = table.iloc[0]
-        share = 100 * float(top["total_ns"]) / total
-        part.say(2, hotspots.told("The layer", str(top["layer"]), share, total).replace("GPU time", "layer time"))
+    if timed and float(table["total_ns"].sum()):
+        part.say(2, *layer_time.headline(table))
 
 
 def _benchmark(part: Part, artifact: Artifact) -> None:
@@ -309,7 +328,7 @@ def _run(part: Part, run: Mapping[str, Any]) -> None:
             if isinstance(errors, list) and errors
             else ""
         )
-        part.say(4 if status.upper() == "PASSED" else 1, f"{part.tool.partition(' ')[0]} {said}", why)
+        part.say(5 if status.upper() == "PASSED" else 1, f"{part.tool.partition(' ')[0]} {said}", why)
 
 
 def _measured(part: Part, artifact: Artifact) -> None:
@@ -319,7 +338,7 @@ def _measured(part: Part, artifact: Artifact) -> None:
         return
     median, backend = units.seconds(latency["median"] / 1e9), artifact.summary.get("backend", "")
     part.tiles.append(Tile("Latency, median", median, f"99 %: {units.seconds(latency['p99'] / 1e9)}"))
-    part.say(3, f"An inference takes {median} ({backend}, median of {units.count(artifact.summary['iterations'])})")
+    part.say(4, f"An inference takes {median} ({backend}, median of {units.count(artifact.summary['iterations'])})")
 
 
 def _sweep(part: Part, artifact: Artifact) -> None:
@@ -353,7 +372,7 @@ def _launches(part: Part, artifact: Artifact) -> None:
     if total and pd.notna(top["duration_ns"]):
         share = 100 * float(top["duration_ns"]) / total
         why = f"Limited by {top['limited_by']}: {top['why']}" if _given(top, "limited_by") else ""
-        part.say(2, hotspots.told("The launch of", str(top["kernel"]), share, total), units.visible(why))
+        part.say(3, hotspots.told("The launch of", str(top["kernel"]), share, total), units.visible(why))
 
 
 def _launches_text(limits: pd.DataFrame) -> str:

@@ -18,6 +18,7 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 import numpy.typing as npt
@@ -33,7 +34,7 @@ PRODUCTS: Mapping[str, frozenset[str]] = {
     "MatMul": _AS_PRODUCT, "Gemm": _AS_PRODUCT | {"add"}, "Einsum": _AS_PRODUCT,
     "Conv": _AS_PRODUCT | {"conv", "add"}, "ConvTranspose": _AS_PRODUCT | {"conv", "deconv", "add"},
 }  # fmt: skip
-NORMALIZATION = frozenset("normalization mean sum sub pow mul add sqrt div".split())
+NORMALIZATION = frozenset({"normalization", "mean", "sum", "sub", "pow", "mul", "add", "sqrt", "div"})
 # What each type of node may become, rather too much than too little. A type that is not here may become anything.
 BECOMES: Mapping[str, frozenset[str]] = {
     **PRODUCTS,
@@ -46,15 +47,18 @@ BECOMES: Mapping[str, frozenset[str]] = {
     "Sigmoid": frozenset({"sigmoid", "silu", "tanh", "exp", "neg", "add", "div", "mul"}),
     "ReduceMean": frozenset({"mean", "sum", "mul", "div"}), "ReduceSum": frozenset({"sum"}),
     "ReduceMax": frozenset({"max"}), "ReduceMin": frozenset({"min"}),
-    "Softmax": frozenset("softmax max sub exp sum div mul".split()),
+    "Softmax": frozenset({"softmax", "max", "sub", "exp", "sum", "div", "mul"}),
     "LayerNormalization": NORMALIZATION, "InstanceNormalization": NORMALIZATION, "GroupNormalization": NORMALIZATION,
     "BatchNormalization": NORMALIZATION, "RMSNormalization": NORMALIZATION,
-    **dict.fromkeys(
-        "Cast Reshape Transpose Squeeze Unsqueeze Flatten Identity Expand Slice Split Concat Gather Shape Size Constant"
-        " ConstantOfShape Dropout Pad Tile Range Where Equal Not".split(), frozenset[str]()
-    ),
+    **dict.fromkeys((
+        "Cast", "Reshape", "Transpose", "Squeeze", "Unsqueeze", "Flatten", "Identity", "Expand", "Slice", "Split",
+        "Concat", "Gather", "Shape", "Size", "Constant", "ConstantOfShape", "Dropout", "Pad", "Tile", "Range",
+        "Where", "Equal", "Not",
+    ), frozenset[str]()),
 }  # fmt: skip
-SIMPLE = frozenset("Add Sub Mul Div Erf Exp Log Sqrt Max Min Relu Abs".split())  # one step each
+SIMPLE = frozenset(
+    {"Add", "Sub", "Mul", "Div", "Erf", "Exp", "Log", "Sqrt", "Max", "Min", "Relu", "Abs"}
+)  # one step each
 
 
 @dataclass(frozen=True)
@@ -90,6 +94,7 @@ class _Search:
             for node in (position[name] for name in names if name in position):
                 self.places[node] = (*self.places.get(node, ()), number)
         self.claimed = frozenset(self.places)
+        self.near = self._near()
         self.groups = list(_groups(steps))
         self.hosts = np.flatnonzero([_may_be_product(taken) for taken in steps])
         self.able = {word: self._able(word) for group in self.groups for word in group.words}
@@ -98,6 +103,16 @@ class _Search:
         """The nodes that can become this step."""
         each = zip(self.types, self.graph.live, strict=True)
         return np.array([alive and word in BECOMES.get(kind, COMPUTING) for kind, alive in each], dtype=bool)
+
+    def _near(self) -> Bools:
+        """The nodes that have a named one before or after them: without it nothing says where they belong."""
+        after, before = ([at in self.claimed for at in range(len(self.types))] for _ in range(2))
+        for node, sources in enumerate(self.graph.predecessors):
+            after[node] = after[node] or any(after[other] for other in sources)
+        for node in reversed(range(len(self.types))):
+            for other in self.graph.predecessors[node]:
+                before[other] = before[other] or before[node]
+        return np.array(after, dtype=bool) | np.array(before, dtype=bool)
 
     def solve(self) -> dict[int, tuple[str, ...]]:
         """Operation -> nodes that were inferred for it; none at all if the names contradict the graph."""
@@ -131,10 +146,10 @@ class _Search:
         return np.array(low), np.array(high)
 
     def _votes(self, low: Ints, high: Ints) -> dict[int, tuple[int, ...] | None]:
-        """Node -> its operations; None where two inferences put it into different ones. Nothing for named nodes."""
+        """Node -> its operations; None where two inferences put it into different ones. Named nodes are left as they are."""
         votes: dict[int, tuple[int, ...] | None] = {}
         for node, where in (*self._products(low, high), *self._suppliers(low, high)):
-            if node in self.claimed:
+            if node in self.claimed or not self.near[node]:
                 continue
             before = votes.get(node, where)
             wider = where if before is None or len(where) > len(before) else before
@@ -154,7 +169,9 @@ class _Search:
         low, high = self._products_at_their_places(low, high)
         for group in self.groups:
             here = (low <= group.operations[-1]) & (high >= group.operations[0])
-            able = [(number, {*np.flatnonzero(self.able[word] & here).tolist()}) for word, number in group.words.items()]
+            able = [
+                (number, {*np.flatnonzero(self.able[word] & here).tolist()}) for word, number in group.words.items()
+            ]
             for count, nodes in (*able, *_apart(able)):
                 if len(nodes) == 1 or (len(nodes) <= count and all(self.types[node] in SIMPLE for node in nodes)):
                     yield from ((node, group.operations) for node in nodes)
@@ -211,4 +228,4 @@ def _is_product(steps: Sequence[Step], kind: str) -> bool:
 
 
 def _has_dot(words: Sequence[str]) -> bool:
-    return ("mul", "sum") in zip(words, words[1:], strict=False)
+    return ("mul", "sum") in pairwise(words)

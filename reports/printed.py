@@ -5,14 +5,15 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
-
-import plotly.graph_objects as go
+from typing import TYPE_CHECKING, Any
 
 from harness.errors import ArtifactMissing, ParseError
 from harness.record import Session
 from reports import schema, units
 from reports.tiles import Tile
+
+if TYPE_CHECKING:
+    import plotly.graph_objects as go
 
 TEMPLATE = "printed.html"
 MOST_ROWS = 5000  # of the table on the page

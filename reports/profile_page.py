@@ -10,7 +10,7 @@ from typing import Any
 
 import plotly.graph_objects as go
 
-from reports import joining, page, parts, schema, sheets, units
+from reports import faults, joining, page, parts, schema, sheets, tool_runs, units
 from reports.collect import Collection
 from reports.parts import Part
 from reports.sheets import Column, Sheet
@@ -28,16 +28,21 @@ class View:
     parts: tuple[Part, ...]
     manifests: tuple[Mapping[str, Any], ...] = ()
     left_out: tuple[str, ...] = ()
+    ran: tuple[tool_runs.Run, ...] = ()
 
     @cached_property
     def lead(self) -> Part:
         """The part with the most urgent answer."""
-        return min(self.parts, key=lambda part: part.urgency)
+        return self.ordered[0]
+
+    def _place(self, part: Part) -> tuple[int, int]:
+        written = [name for run in self.ran for name in schema.texts(run.get("artifacts"))]
+        return part.urgency, written.index(part.name) if part.name in written else len(written)
 
     @property
     def ordered(self) -> list[Part]:
-        """The parts, the most urgent first."""
-        return sorted(self.parts, key=lambda part: part.urgency)
+        """The parts, the most urgent first; those as urgent, as their tools ran."""
+        return sorted(self.parts, key=self._place)
 
     @property
     def most_open(self) -> int:
@@ -66,11 +71,16 @@ class View:
         return Sheet("others", "The other files", "file", columns, rows, len(self.others), caption, FIRST_ROWS)
 
     @property
+    def how(self) -> Sheet | None:
+        """How the run of each tool went."""
+        return tool_runs.sheet(self.ran)
+
+    @property
     def notes(self) -> list[str]:
-        """All remarks, those of a part under its name where there are several."""
+        """What failed, then all remarks, those of a part under its name where there are several."""
         several = len(self.parts) > 1
         said = [f"{part.name}: {note}" if several else note for part in self.parts for note in part.notes]
-        return [sheets.public(note) for note in (*said, *self.left_out)]
+        return [sheets.public(note) for note in (*tool_runs.failures(self.ran), *said, *self.left_out)]
 
     @property
     def runs(self) -> list[tuple[str, list[page.Facts]]]:
@@ -85,9 +95,12 @@ class View:
 def view(collection: Collection) -> View:
     """The parts of a page."""
     made = tuple(parts.make(artifact, f"p{number}") for number, artifact in enumerate(collection.artifacts))
+    shown = View(made, collection.manifests, collection.left_out, tool_runs.of(collection.results))
     if (together := joining.sheet(collection.artifacts)) is not None:
-        min(made, key=lambda part: part.urgency).sheets.append(together)
-    return View(made, collection.manifests, collection.left_out)
+        shown.lead.sheets.append(together)
+    if (found := faults.sheet(faults.of(collection.results))) is not None:
+        shown.lead.sheets.insert(0, found)
+    return shown
 
 
 def render(collection: Collection) -> str:

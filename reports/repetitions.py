@@ -13,9 +13,9 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
+from reports import origins
 from reports.artifact import Artifact
 from reports.comparison import observations
-from reports.icicle import MOST_DEPTH
 
 LEVELS = {  # what is compared -> what one repetition is
     "iterations": "one inference",
@@ -121,31 +121,12 @@ def _numbers(column: pd.Series[Any]) -> Durations:
 def _executions(kernels: pd.DataFrame, ranges: pd.DataFrame | None, column: str) -> dict[str, Durations]:
     """GPU time of each execution: the kernels launched inside one range that bears the name, added up."""
     known = kernels[kernels[column].notna()]
-    of = _ranges_named(known, ranges, column)
+    of = known["range_id"].fillna(-1).to_numpy(dtype=np.int64)
+    if ranges is not None and len(ranges):
+        named = origins.ranges_named(known["range_id"], ranges, known[column])
+        of = np.where(named != origins.NOWHERE, named, of)
     sums = known["duration_ns"].groupby([known[column].astype("object"), of], sort=False).sum()
     return _grouped(sums.reset_index()["duration_ns"], sums.reset_index()[column])
-
-
-def _ranges_named(kernels: pd.DataFrame, ranges: pd.DataFrame | None, column: str) -> npt.NDArray[np.int64]:
-    """For each kernel the range around its launch that is called like its layer; its innermost one if none is."""
-    own = kernels["range_id"].fillna(-1).to_numpy(dtype=np.int64)
-    if ranges is None or ranges.empty:
-        return own
-    place = pd.Index(ranges["range_id"].to_numpy(dtype=np.int64))
-    parent = np.append(place.get_indexer(pd.Index(ranges["parent_id"].fillna(-1).to_numpy(dtype=np.int64))), -1)
-    names = np.array([*ranges["range"].astype("object"), None], dtype=object)
-    wanted = kernels[column].astype("object").to_numpy()
-    at = place.get_indexer(pd.Index(own))
-    found = np.full(len(kernels), -1)
-    for _ in range(MOST_DEPTH):
-        hit = (found < 0) & (names[at] == wanted)
-        found[hit] = at[hit]
-        at = parent[at]
-        if (at < 0).all():
-            break
-    ids = np.append(place.to_numpy(), -1)
-    result: npt.NDArray[np.int64] = np.where(found >= 0, ids[found], own)
-    return result
 
 
 def _nodes(frame: pd.DataFrame, column: str) -> dict[str, set[str]] | None:

@@ -19,7 +19,7 @@ FIRST_ROWS = 10  # shown before anything is clicked
 _TEXT_BUDGET = 1_500_000  # characters in one table
 _SPECIAL = {
     "onnx_nodes": "ONNX nodes", "onnx_node": "ONNX node", "api": "API call", "gpu": "GPU", "sm_count": "SMs",
-    "layer_type": "Type", "time_pct": "Share", "flop_per_s": "FLOP/s", "flop_per_byte": "FLOP per byte",
+    "inferred_besides": "Besides, inferred", "sets": "Nodes alike", "layer_type": "Type", "time_pct": "Share", "flop_per_s": "FLOP/s", "flop_per_byte": "FLOP per byte",
     "dram_bytes": "Memory traffic", "dram_bytes_per_s": "Memory rate", "ceiling_pct": "Of roof",
     "memory_pct": "Memory, of peak", "memory_bytes_per_s": "Memory rate", "memory_bytes": "Memory", "compute_pct": "Compute, of peak", "occupancy_pct": "Occupancy",
     "estimated_speedup_pct": "Estimated speedup", "kernel_time_ns": "GPU time", "wall_ns": "Wall time",

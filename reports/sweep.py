@@ -51,6 +51,7 @@ def draw(frame: pd.DataFrame, swept: str = "") -> go.Figure | None:
             "overlaying": "y",
             "side": "right",
             "showgrid": False,
+            "tickmode": "auto",  # of its own: in step with the other axis its numbers are odd ones
         },
     )
     return figure
@@ -71,7 +72,15 @@ def caption(frame: pd.DataFrame) -> str:
     """What is drawn of how much, and what the lines mean."""
     steps = int(frame["step"].notna().sum())
     lines = f"; dashed lines: {units.plural(min(steps, MOST_STEPS), 'step')} of {units.count(steps)}" if steps else ""
-    return f"{units.plural(len(frame), 'shape')}, one engine, one process{lines}."
+    return f"{units.plural(len(frame), 'shape')}, {_iterations(frame)}one engine, one process{lines}."
+
+
+def _iterations(frame: pd.DataFrame) -> str:
+    known = frame["iterations"].dropna()
+    if known.empty:
+        return ""
+    least, most = int(known.min()), int(known.max())
+    return f"{units.count(least)}{'' if least == most else f' to {units.count(most)}'} iterations each, "
 
 
 def headline(frame: pd.DataFrame, summary: Mapping[str, Any]) -> tuple[str, str]:
@@ -89,7 +98,8 @@ def headline(frame: pd.DataFrame, summary: Mapping[str, Any]) -> tuple[str, str]
     if rates.notna().any():
         best = frame.iloc[int(np.nanargmax(rates.to_numpy()))]
         detail = (
-            f"Most work per second at {best['size']}: {units.significant(float(best['throughput_qps']))} inferences/s. "
+            f"Most of {swept} per second at {best['size']}: {units.significant(float(best['throughput_qps']))} inferences/s, "
+            f"{units.seconds(1 / float(rates.max()))} for each. "
         )
     steps = frame.loc[frame["step"].notna(), "size"].tolist()
     by = summary.get("steps_by")

@@ -5,12 +5,14 @@ Only files that a verb of probe wrote side by side, under one stem, are taken fo
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from reports import ties
 from reports.artifact import Artifact
+from reports.readers.sanitizer import difference
 
 LOGS = (".out", ".err")  # what a program under a tool printed: of interest to people, not to a reader
 EXPORTED = {".nsys-rep": ".sqlite", ".qdrep": ".sqlite", ".ncu-rep": ".csv"}
@@ -51,5 +53,20 @@ def _key(artifact: Artifact) -> tuple[Path, str]:
 def _with_totals(xml: Artifact, text: Artifact) -> Artifact:
     """The summary lines are in the text alone: how many errors there were beyond those that were printed."""
     more = {name: value for name, value in text.summary.items() if xml.summary.get(name) is None}
+    summary = {**xml.summary, **more}
     notes = [note for note in (*xml.notes, *text.notes) if not note.startswith("the XML has no summary")]
-    return replace(xml, summary={**xml.summary, **more}, notes=tuple(dict.fromkeys(notes)))
+    return replace(xml, summary=summary, notes=tuple(dict.fromkeys((*_but(notes, text), *_missing(summary)))))
+
+
+def _missing(summary: Mapping[str, Any]) -> list[str]:
+    """Where there are not as many records as the tool counted."""
+    printed, reported = summary.get("printed"), summary.get("reported")
+    if printed is None or reported is None or printed == reported:
+        return []
+    return [difference(printed, reported, summary.get("not_printed"))]
+
+
+def _but(notes: Sequence[str], text: Artifact) -> list[str]:
+    """The notes less what the text says of its own records, which may all be in the XML alone."""
+    own = _missing(text.summary)
+    return [note for note in notes if note not in own]

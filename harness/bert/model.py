@@ -10,6 +10,7 @@ from __future__ import annotations
 import itertools
 import json
 from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -165,13 +166,16 @@ def _modern(name: str) -> str:
 
 def random_weights(config: BertConfig, seed: int = 0) -> dict[str, np.ndarray]:
     """Weights as at the start of training (normal, 0.02), with biases and LayerNorm scales that are not trivial."""
-    rng = np.random.default_rng(seed)
-    weights = {}
-    for name, shape in weight_shapes(config).items():
-        array = rng.standard_normal(shape, dtype=np.float32)
+
+    def draw(number: int, name: str, shape: tuple[int, ...]) -> np.ndarray:
+        array = np.random.default_rng((seed, number)).standard_normal(shape, dtype=np.float32)
         array *= 0.02
-        weights[name] = array + 1 if name.endswith("LayerNorm.weight") else array
-    return weights
+        return array + 1 if name.endswith("LayerNorm.weight") else array
+
+    shapes = weight_shapes(config)
+    with ThreadPoolExecutor() as pool:  # BERT-large has 335 million
+        drawn = pool.map(draw, range(len(shapes)), shapes, shapes.values())
+        return dict(zip(shapes, drawn, strict=True))
 
 
 def check_weights(config: BertConfig, weights: Weights) -> None:

@@ -6,7 +6,6 @@ hidden size, N the number of heads, H = E / N, F the intermediate size.
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -43,7 +42,8 @@ class PlanOptions:
     `lengths` are the valid tokens of each sequence: None is all of them, and then no mask is read. `packed` leaves
     padding out. `merged`: one product for Q, K and V; `permuted`: its weights in the order in which attention reads them,
     [N, 3, H]. `fused_gelu`: bias and GELU (its tanh form) inside the product. `fused_norm`: bias, residual sum and
-    layernorm in one kernel. `int8_attention`: attention reads and writes int8. `int4`: weights in 4 bits, unpacked
+    layernorm in one kernel. `residual_in_product`: residual sum and bias inside the product before it, which then
+    is a layernorm alone, in one pass. `int8_attention`: attention reads and writes int8, and multiplies it as float16. `int4`: weights in 4 bits, unpacked
     before each product. `inputs_first`: weights lie as [in, out] instead of Hugging Face's [out, in] (not in int8).
     `keep`: every layer's output has a buffer of its own.
     """
@@ -57,6 +57,7 @@ class PlanOptions:
     permuted: bool = True
     fused_gelu: bool = True
     fused_norm: bool = True
+    residual_in_product: bool = False
     int8_attention: bool = False
     int4: bool = False
     inputs_first: bool = False
@@ -252,7 +253,8 @@ class _Encoder:
         o, config = self.options, self.config
         case = AttentionCase(
             o.batch, o.sequence, config.heads, config.head_size, dtype, None if o.packed else o.lengths,
-            o.lengths if o.packed else None, "nqkvh" if o.merged and o.permuted else "qkvnh", capability=o.capability,
+            o.lengths if o.packed else None, "nqkvh" if o.merged and o.permuted else "qkvnh", products="float16",
+            capability=o.capability,
         )  # fmt: skip
         if dtype != "int8":
             return case
@@ -309,6 +311,10 @@ class _Encoder:
                      "rounded": "b8" if target == "a" else "x8"}  # fmt: skip
             self.add_part("skip + layernorm", part, {**norm, **names})
             return target
+        if o.residual_in_product:
+            self.product(x, name, "b", kernel, bias, skip=skip)
+            self.add_part("layernorm", encoder_steps.layernorm_once(self.dtype, rows, e, epsilon), {**norm, "x": "b"})
+            return target
         self.product(x, name, "b", kernel, None if o.fused_norm else bias)
         if o.fused_norm:
             self.hold(f"{name}.bias", bias, "float32")
@@ -323,11 +329,13 @@ class _Encoder:
     # products
 
     def product(
-        self, x: str, name: str, target: str, kernel: Array, bias: Array | None, *, gelu_too: bool = False
-    ) -> str:
-        """target = x kernel^T + bias; `kernel` is [out, in]. The bias is inside it where GELU may be, else a step."""
+        self, x: str, name: str, target: str, kernel: Array, bias: Array | None, *, gelu_too: bool = False,
+        skip: str | None = None,
+    ) -> str:  # fmt: skip
+        """target = x kernel^T + bias + skip; `kernel` is [out, in]. The bias is inside it where GELU may be, or `skip`
+        is, else a step."""
         o, (n, k) = self.options, kernel.shape
-        inside = bias is not None and o.fused_gelu
+        inside = bias is not None and (o.fused_gelu or skip is not None)
         turned = o.int4 or o.inputs_first
         stored = np.ascontiguousarray(kernel.T) if turned else kernel
         weight = self.weight4(name, stored) if o.int4 else self.hold(f"{name}.weight", stored, self.dtype)
@@ -336,11 +344,13 @@ class _Encoder:
         if inside:
             assert bias is not None
             buffers.append(Buffer(self.hold(f"{name}.bias", bias, self.dtype), self.dtype, (n,)))
+        if skip is not None:
+            buffers.append(Buffer(skip, self.dtype, (self.rows, n)))
         gemm = Gemm(
             Pointer(x), Pointer(weight), Pointer(target), self.rows, n, k,
             "tf32" if o.precision == "tf32" else self.dtype, self.dtype, b_transposed=not turned,
             bias=Pointer(f"{name}.bias") if inside else None, bias_dtype=self.dtype,
-            epilogue="gelu_tanh" if gelu_too else "none",
+            epilogue="gelu_tanh" if gelu_too else "none", c=None if skip is None else Pointer(skip),
         )  # fmt: skip
         self.add_part(_product_name(name), Plan(tuple(buffers), (gemm,)), {}, flops=2 * self.rows * n * k)
         if bias is not None and not inside:
@@ -421,12 +431,6 @@ class _Encoder:
         self.parts.append(renamed(part, names))
         self.operations.append(Operation(name, numbered, flops, moved, precision or self.options.precision))
         self._steps += len(part.steps)
-
-
-def summed(operations: tuple[Operation, ...]) -> dict[str, tuple[Operation, int]]:
-    """Operations by name: the last of each kind (they are alike from layer to layer) and how many there are."""
-    counts = Counter(one.name for one in operations)
-    return {one.name: (one, counts[one.name]) for one in operations}
 
 
 def _product_name(name: str) -> str:

@@ -43,13 +43,16 @@ def emulate(made: BertPlan, feeds: Mapping[str, Array]) -> Emulation:
 
 
 class OnGpu:
-    """A plan compiled, its buffers on the device. Raises as `launch.prepare` does, UsageError without a GPU."""
+    """A plan compiled, its buffers on the device; `tune`: its products' algorithms are chosen by time.
 
-    def __init__(self, made: BertPlan, feeds: Mapping[str, Array], device: Device) -> None:
+    Raises as `launch.prepare` does, UsageError without a GPU.
+    """
+
+    def __init__(self, made: BertPlan, feeds: Mapping[str, Array], device: Device, *, tune: bool = True) -> None:
         start = time.perf_counter()
         self.made, self.device = made, device
         device.use()
-        prepared = launch.prepare(made.plan.steps, launch.itemsizes_of(made.plan.buffers), Options(tune=True), device)
+        prepared = launch.prepare(made.plan.steps, launch.itemsizes_of(made.plan.buffers), Options(tune=tune), device)
         self.placed: Placed = prepared.place(made.arrays(feeds))
         self.placed.launch()
         device.synchronize()

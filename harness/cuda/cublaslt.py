@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import functools
+import math
 import statistics
 from collections.abc import Callable, Iterator
 from ctypes import (
@@ -42,6 +43,7 @@ WORKSPACE_BYTES, ALIGNMENT_A, ALIGNMENT_B, ALIGNMENT_C, ALIGNMENT_D = 1, 5, 6, 7
 WORKSPACE = 32 << 20  # what NVIDIA recommends from Hopper on
 CANDIDATES = 16  # algorithms to time
 TUNING_LAUNCHES, TUNING_ROUNDS = 20, 5
+ALIGNED = 256  # bytes, of every copy of an operand
 FILLING = 1 << 20  # random bytes that tuning spreads over its operands
 
 
@@ -175,23 +177,27 @@ class Matmul:
         )
         self.algorithm = self._choose(tune)
 
-    def bind(self, *, a: int, b: int, d: int, bias: int | None = None) -> Callable[[int], None]:
+    def bind(
+        self, *, a: int, b: int, d: int, c: int | None = None, bias: int | None = None
+    ) -> Callable[[int], None]:  # fmt: skip
         """The launch on operands at these addresses, as a function of a stream's handle.
 
         Raises UsageError if an address is less aligned than the plan's offsets say.
         """
-        for name, address in (("a", a), ("b", b), ("d", d), ("bias", bias)):
+        for name, address in (("a", a), ("b", b), ("c", c), ("d", d), ("bias", bias)):
             if address is not None and name in self.alignments and address % self.alignments[name]:
                 raise UsageError(
                     f"{self.shown}: {name} at {address:#x} is not aligned to {self.alignments[name]} bytes"
                 )
-        return self._launcher(a, b, d, bias, self.algorithm)
+        return self._launcher(a, b, c, d, bias, self.algorithm)
 
-    def _launcher(self, a: int, b: int, d: int, bias: int | None, algorithm: Algorithm) -> Callable[[int], None]:
+    def _launcher(
+        self, a: int, b: int, c: int | None, d: int, bias: int | None, algorithm: Algorithm
+    ) -> Callable[[int], None]:
         descriptor = _Descriptor(self.problem, bias)
         alpha, beta = _scalars(self.problem)
         before = (self.workspace.handle, descriptor.handle, ctypes.addressof(alpha), b, self._first.handle, a,
-                  self._second.handle, ctypes.addressof(beta), d, self._result.handle, d, self._result.handle,
+                  self._second.handle, ctypes.addressof(beta), c or d, self._result.handle, d, self._result.handle,
                   byref(algorithm), *self.scratch)  # fmt: skip
         lt, shown = library(), self.shown
 
@@ -229,18 +235,21 @@ class Matmul:
         return [Algorithm.from_buffer_copy(one) for one in good]
 
     def _fastest(self, algorithms: list[Algorithm]) -> Algorithm:
-        """Time each on operands of random bits, in turns, so that a drifting clock meets all alike."""
+        """Time each on operands of random bits, in turns, so that a drifting clock meets all alike.
+
+        Every launch has another copy of B: a network's weights come from memory, its activations from the cache.
+        """
         operands, stream = _Operands(self.device, self.gemm), self.device.stream()
         runnable, graphs = [], []
         for algorithm in algorithms:
-            launch = self._launcher(*operands.addresses, algorithm)
+            launches = [self._launcher(*addresses, algorithm) for addresses in operands.addresses]
             try:
-                launch(stream.handle)  # loads its code, which a capture must not have to do
+                launches[0](stream.handle)  # loads its code, which a capture must not have to do
             except LaunchFailed:  # the heuristic promised too much
                 continue
             with stream.capture() as graph:
-                for _ in range(TUNING_LAUNCHES):
-                    launch(stream.handle)
+                for number in range(TUNING_LAUNCHES):
+                    launches[number % len(launches)](stream.handle)
             runnable.append(algorithm)
             graphs.append(graph)
         if not graphs:
@@ -261,11 +270,16 @@ _TUNED: dict[Any, Algorithm] = {}
 
 
 class _Operands:
-    """Memory to tune on: random operands (zeros would run faster than real data do), nobody's result overwritten."""
+    """Memory to tune on: random operands (zeros would run faster than real data do), nobody's result overwritten.
+
+    `addresses` are of A, B, C, D and bias, once for each copy of B, which together are twice the cache, or nearly.
+    """
 
     def __init__(self, device: Device, gemm: Gemm) -> None:
         size, out = ITEMSIZES[gemm.dtype], ITEMSIZES[gemm.out_dtype]
-        sizes = (gemm.m * gemm.k * size, gemm.k * gemm.n * size, gemm.m * gemm.n * out, gemm.n * 4)
+        weights = math.ceil(gemm.k * gemm.n * size / ALIGNED) * ALIGNED
+        copies = min(TUNING_LAUNCHES, math.ceil(2 * device.facts.l2_bytes / weights))
+        sizes = (gemm.m * gemm.k * size, weights * copies, gemm.m * gemm.n * out, gemm.n * 4)
         self._kept = [device.allocate(size) for size in sizes]
         random = np.random.default_rng(0)
         for memory, dtype in zip(self._kept, (gemm.dtype, gemm.dtype, gemm.out_dtype, gemm.bias_dtype), strict=True):
@@ -275,7 +289,8 @@ class _Operands:
                 device.write(memory.address + start, part)
         device.synchronize()  # tuning works on a stream of its own
         a, b, d, bias = (memory.address for memory in self._kept)
-        self.addresses = (a, b, d, bias if gemm.bias else None)
+        c, used = d if gemm.c else None, bias if gemm.bias else None
+        self.addresses = [(a, b + number * weights, c, d, used) for number in range(copies)]
 
 
 def _random(random: np.random.Generator, dtype: str) -> np.ndarray[Any, Any]:
@@ -326,7 +341,7 @@ class _Preference(_Owned):
     def __init__(self, alignments: dict[str, int], workspace: int) -> None:
         super().__init__("MatmulPreference")
         values = ((ALIGNMENT_A, alignments["b"]), (ALIGNMENT_B, alignments["a"]),  # the operands change places
-                  (ALIGNMENT_C, alignments["d"]), (ALIGNMENT_D, alignments["d"]))  # fmt: skip
+                  (ALIGNMENT_C, alignments.get("c", alignments["d"])), (ALIGNMENT_D, alignments["d"]))  # fmt: skip
         library().set("MatmulPreference", self.handle, WORKSPACE_BYTES, c_uint64(workspace))
         for attribute, value in values:
             library().set("MatmulPreference", self.handle, attribute, c_uint32(value))
@@ -336,6 +351,7 @@ def describe(gemm: Gemm) -> str:
     """A product in a line: `4096x3072x768 float16 -> float16, B transposed, bias float16, gelu_tanh`."""
     parts = [f"{gemm.m}x{gemm.n}x{gemm.k} {gemm.dtype} -> {gemm.out_dtype}"]
     parts += ["B transposed"] if gemm.b_transposed else []
+    parts += ["C added"] if gemm.c else []
     parts += [f"bias {gemm.bias_dtype}"] if gemm.bias else []
     parts += [gemm.epilogue] if gemm.epilogue != "none" else []
     return ", ".join(parts)
@@ -343,6 +359,7 @@ def describe(gemm: Gemm) -> str:
 
 def _operands(gemm: Gemm) -> list[tuple[str, Pointer, str]]:
     known = [("a", gemm.a, gemm.dtype), ("b", gemm.b, gemm.dtype), ("d", gemm.d, gemm.out_dtype)]
+    known += [("c", gemm.c, gemm.out_dtype)] if gemm.c else []
     return [*known, ("bias", gemm.bias, gemm.bias_dtype)] if gemm.bias else known
 
 
@@ -353,5 +370,5 @@ def _alignment(pointer: Pointer, dtype: str) -> int:
 def _scalars(asked: Problem) -> tuple[Any, Any]:
     """Alpha and beta, of the type that they are read as."""
     if asked.scale == TYPES["int32"]:
-        return c_int32(int(asked.alpha)), c_int32(0)
-    return c_float(asked.alpha), c_float(0)
+        return c_int32(int(asked.alpha)), c_int32(int(asked.beta))
+    return c_float(asked.alpha), c_float(asked.beta)

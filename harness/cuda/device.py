@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from harness.cuda import driver as cuda
+from harness.cuda.symbols import symbol_of
 from harness.errors import DependencyMissing, UsageError
 from harness.optional import load
 
@@ -160,18 +161,19 @@ class Module:
     """Machine code on the device, and the functions in it."""
 
     def __init__(self, device: Device, image: bytes) -> None:
-        self.device = device
+        self.device, self.image = device, image
         self.handle = device.driver.made("cuModuleLoadData", image, shown="cuModuleLoadData(the compiled kernel)")
         self._release = weakref.finalize(self, device.driver.try_call, "cuModuleUnload", self.handle)
 
     def function(self, entry: str, dynamic_shared: int = 0) -> int:
-        """The handle of an entry point, allowed that many bytes of dynamic shared memory.
+        """The handle of an entry point, by its name in C++, allowed that many bytes of dynamic shared memory.
 
         Raises LaunchFailed without such an entry point, UsageError if the device has less shared memory.
         """
         driver = self.device.driver
         shown = f'cuModuleGetFunction("{entry}")'
-        function = driver.made("cuModuleGetFunction", self.handle, entry.encode(), shown=shown)
+        symbol = symbol_of(self.image, entry)
+        function = driver.made("cuModuleGetFunction", self.handle, symbol.encode(), shown=shown)
         static = driver.number("cuFuncGetAttribute", FUNCTION_SHARED_STATIC, function)
         if static + dynamic_shared > DYNAMIC_SHARED_DEFAULT:
             self._allow(function, entry, static, dynamic_shared)

@@ -42,7 +42,10 @@ class Layout:
 
 @dataclass(frozen=True)
 class Problem:
-    """What cuBLASLt is asked for: D = epilogue(alpha * op(first) @ second), `op` the transpose or nothing."""
+    """What cuBLASLt is asked for: D = epilogue(alpha * op(first) @ second + beta * C), `op` the transpose or nothing.
+
+    C lies as D does.
+    """
 
     first: Layout  # our B
     second: Layout  # our A
@@ -51,6 +54,7 @@ class Problem:
     compute: int
     scale: int  # the type of alpha and beta
     alpha: float
+    beta: float
     epilogue: int
     bias: int | None  # its type
 
@@ -68,6 +72,7 @@ def problem(gemm: Gemm) -> Problem:
         compute=_compute(gemm),
         scale=TYPES["int32"] if gemm.out_dtype == "int32" else TYPES["float32"],
         alpha=gemm.alpha,
+        beta=0.0 if gemm.c is None else 1.0,
         epilogue=epilogue or DEFAULT,
         bias=TYPES[gemm.bias_dtype] if gemm.bias else None,
     )
@@ -88,6 +93,8 @@ def refuse(gemm: Gemm) -> str | None:
         return f"an empty product, {gemm.m} x {gemm.n} x {gemm.k}"
     if gemm.bias and (message := _refuse_bias(gemm)):
         return message
+    if gemm.c is not None and gemm.dtype == "int8":
+        return "int8 products take no C: add it in a kernel"
     return _refuse_int8(gemm) if gemm.dtype == "int8" else None
 
 

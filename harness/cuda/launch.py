@@ -259,7 +259,7 @@ class _Product:
 
     def bind(self, addresses: Mapping[str, int]) -> Call:
         step = self.step
-        pointers = {"a": step.a, "b": step.b, "d": step.d, "bias": step.bias}
+        pointers = {"a": step.a, "b": step.b, "c": step.c, "d": step.d, "bias": step.bias}
         places = {name: int(_value(pointer, addresses, self.itemsizes))
                   for name, pointer in pointers.items() if pointer is not None}  # fmt: skip
         return Call("gemm", self.matmul.shown, self.marked, self.matmul.bind(**places))

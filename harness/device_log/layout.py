@@ -52,6 +52,8 @@ TYPES: tuple[tuple[str, np.dtype[Any]], ...] = tuple(
 UNKNOWN = ("?", np.dtype("u8"))
 LARGEST = 2**32 - 1
 
+_ANGLE = re.compile(r"(?<=\w)<(?![\s=<])")
+
 Range = tuple[int, int]  # first and last
 EVERY: Range = (0, LARGEST)
 Value = bool | int | float | str | list[Any]
@@ -408,20 +410,23 @@ def _expressions(text: str, count: int) -> tuple[str, ...]:
 
 def split_expressions(text: str, *, angles: bool = False) -> Iterator[str]:
     """The expressions between the commas of an argument list: "a, f(b, c)" gives "a" and "f(b, c)"; with `angles`, `<`
-    and `>` are brackets, too."""
-    opening, closing = ("([{<", ")]}>") if angles else ("([{", ")]}")
-    depth, start = 0, 0
+    and `>` that stand close to a name are brackets, too: "f<a, b>(c)" is one."""
+    depth, start, open_angles = 0, 0, 0
     quote = ""
     for at, character in enumerate(text):
         if quote:
             quote = "" if character == quote and text[at - 1] != "\\" else quote
         elif character in "\"'":
             quote = character
-        elif character in opening:
+        elif character in "([{":
             depth += 1
-        elif character in closing:
+        elif character in ")]}":
             depth -= 1
-        elif character == "," and depth == 0:
+        elif angles and _ANGLE.match(text, at):
+            open_angles += 1
+        elif character == ">" and open_angles:
+            open_angles -= 1
+        elif character == "," and depth == open_angles == 0:
             yield text[start:at].strip()
             start = at + 1
     if last := text[start:].strip():

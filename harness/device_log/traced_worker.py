@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import sys
 import time
 from pathlib import Path
@@ -14,11 +15,13 @@ import numpy as np
 from harness.cuda import device as gpu
 from harness.cuda import launch
 from harness.cuda.buffers import GUARD_BYTES, Buffers
+from harness.cuda.compile import default_compiler
 from harness.cuda.device import Device, Event
 from harness.device_log import gpu as gpu_log
 from harness.device_log import printf as device_printf
 from harness.device_log import traced
 from harness.errors import BuildFailed, LaunchFailed, ProbeError
+from kernels.plan import Launch
 
 NOT_READY = 600  # of cuEventQuery
 
@@ -47,7 +50,7 @@ def _run(folder: Path) -> dict[str, Any]:
     raised = device_printf.raise_limit(device, described["fifo_bytes"])
     with np.load(folder / "arrays_in.npz") as content:
         arrays = dict(content)
-    prepared = launch.prepare([step], launch.itemsizes_of(arrays), launch.Options(), device)
+    prepared = _prepare(step, launch.itemsizes_of(arrays), device)
     buffers = Buffers(device, arrays, guard=GUARD_BYTES)
     bound = prepared.bind(buffers.addresses)
     log = gpu_log.GpuLog(device, described["records"], selection)
@@ -69,6 +72,16 @@ def _run(folder: Path) -> dict[str, Any]:
     findings = [launch.finding(overrun, step.entry, 0) for overrun in buffers.overruns()]
     note = "" if raised else "printf's buffer could not be raised"
     return {"ended": "finished", "message": note, "findings": findings}
+
+
+def _prepare(step: Launch, itemsizes: dict[str, int], device: Device) -> launch.Prepared:
+    """With NVRTC if it is there, else, or where the source is too much for it (headers of the host), with nvcc."""
+    try:
+        return launch.prepare([step], itemsizes, launch.Options(), device)
+    except BuildFailed:
+        if default_compiler() == "nvcc" or shutil.which("nvcc") is None:
+            raise
+        return launch.prepare([step], itemsizes, launch.Options(backend="pycuda"), device)
 
 
 def _wait(device: Device, timeout_s: float) -> bool:

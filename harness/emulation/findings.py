@@ -64,11 +64,12 @@ def rows_of(events: Sequence[Told], launches: Mapping[int, Launch], buffers: Seq
 
 def _without_echoes(rows: Sequence[Row]) -> Iterator[Row]:
     """An index out of bounds is left out where the access that it led to is told too: that says more."""
-    accesses = {_line_of(row) for row in rows if row["access"] is not None}
-    return (row for row in rows if row["kind"] != _INDEX or _line_of(row) not in accesses)
+    accesses = {line_of(row) for row in rows if row["access"] is not None}
+    return (row for row in rows if row["kind"] != _INDEX or line_of(row) not in accesses)
 
 
-def _line_of(row: Row) -> tuple[Any, ...]:
+def line_of(row: Row) -> tuple[Any, ...]:
+    """Launch, kernel, file and line of a finding."""
     return tuple(row[name] for name in ("launch_id", "kernel", "file", "line"))
 
 

@@ -22,7 +22,7 @@ class Unwritten:
 
 
 def multiply(step: Gemm, arena: Arena) -> tuple[Unwritten, ...]:
-    """D = epilogue(alpha * A @ B + bias), written into the arena; what it read without its having been written."""
+    """D = epilogue(alpha * A @ B + C + bias), written into the arena; what it read without its having been written."""
     read = tuple(_unwritten(step, arena))
     _multiply(step, arena)
     if arena.undefined:
@@ -34,7 +34,8 @@ def multiply(step: Gemm, arena: Arena) -> tuple[Unwritten, ...]:
 def _unwritten(step: Gemm, arena: Arena) -> Iterator[Unwritten]:
     if not arena.undefined:
         return
-    operands = {"A": (step.a, step.m * step.k), "B": (step.b, step.k * step.n), "bias": (step.bias, step.n)}
+    operands = {"A": (step.a, step.m * step.k), "B": (step.b, step.k * step.n), "C": (step.c, step.m * step.n),
+                "bias": (step.bias, step.n)}  # fmt: skip
     for operand, (pointer, count) in operands.items():
         if pointer is not None and pointer.buffer is not None:
             first = arena.first_undefined(pointer.buffer, *_bytes_of(arena, pointer, count))
@@ -52,10 +53,12 @@ def _multiply(step: Gemm, arena: Arena) -> None:
     a = _matrix(arena, step.a, step.dtype, (step.m, step.k))
     b = _matrix(arena, step.b, step.dtype, (step.n, step.k) if step.b_transposed else (step.k, step.n))
     product = a @ (b.T if step.b_transposed else b)
-    if product.dtype == np.int32 and step.out_dtype == "int32" and step.alpha == 1.0 and step.bias is None:
+    if step.out_dtype == "int32" and step.alpha == 1.0 and step.bias is step.c is None:  # exact
         _store(arena, step, product)
         return
     made = product.astype(np.float32) * np.float32(step.alpha)
+    if step.c is not None:
+        made += _vector(arena, step.c, step.out_dtype, step.m * step.n).reshape(made.shape)
     if step.bias is not None:
         made += _vector(arena, step.bias, step.bias_dtype, step.n)
     if step.epilogue == "gelu_tanh":

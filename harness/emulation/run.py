@@ -186,7 +186,7 @@ def _check(number: int, step: Step, arrays: Mapping[str, Array]) -> None:
 
 def _pointers(step: Step) -> Iterator[Pointer]:
     if isinstance(step, Gemm):
-        yield from (pointer for pointer in (step.a, step.b, step.d, step.bias) if pointer is not None)
+        yield from (pointer for pointer in (step.a, step.b, step.c, step.d, step.bias) if pointer is not None)
     else:
         yield from (argument for argument in step.arguments if isinstance(argument, Pointer))
 

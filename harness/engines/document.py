@@ -24,6 +24,7 @@ SCHEMA = 1
 ROUNDS = 2  # of a sweep where latency alone tells of changes: what only one round shows is noise
 Tell = Callable[[str], None]
 Feeds = Mapping[str, np.ndarray]
+Keep = Callable[[Callable[[], dict[str, Any]]], None]
 
 HOW_CPU = "in this process: wall time of each run"
 HOW_GPU = "in this process, by CUDA events: trtexec's phases, without a trtexec"
@@ -53,21 +54,36 @@ def measurement(asked: Asked, tell: Tell = lambda _: None) -> dict[str, Any]:
 
 
 def sweep(
-    asked: Asked, wanted: Sweep, inputs: Sequence[onnx.ValueInfoProto], tell: Tell = lambda _: None
-) -> dict[str, Any]:
+    asked: Asked, wanted: Sweep, inputs: Sequence[onnx.ValueInfoProto], tell: Tell = lambda _: None,
+    keep: Keep = lambda _: None,
+) -> dict[str, Any]:  # fmt: skip
     """Every shape of a sweep, with one engine in one process: latency, throughput, and where something changed.
 
-    The feeds are those of the sample, cut or repeated along the dimensions that are swept.
+    The feeds are those of the sample, cut or repeated along the dimensions that are swept. After each shape `keep` is
+    given the way to the document so far, so that what was measured outlives an interruption.
     """
     before = clocks(asked.engine)
     rounds = ROUNDS if asked.engine.backend.startswith("ort") else 1
     schedule = replace(asked.schedule, iterations=-(-asked.schedule.iterations // rounds))
+    measured: list[list[_Point]] = [[] for _ in range(rounds)]
     with asked.engine.runner(asked.run) as runner:
-        measured = [list(_points(runner, asked, schedule, wanted, inputs, tell)) for _ in range(rounds)]
-    points = [one.joined(others) for one, *others in zip(*measured, strict=True)]
+        for points in measured:
+            for point in _points(runner, asked, schedule, wanted, inputs, tell):
+                points.append(point)
+                keep(lambda: _swept(asked, wanted, before, measured))
+    return _swept(asked, wanted, before, measured)
+
+
+def _swept(
+    asked: Asked, wanted: Sweep, before: dict[str, Any] | None, measured: Sequence[Sequence[_Point]]
+) -> dict[str, Any]:
+    """The document of the rounds that are whole, or of the first as far as it came."""
+    whole = [points for points in measured if len(points) == len(wanted.sizes)] or measured[:1]
+    points = [one.joined(others) for one, *others in zip(*whole, strict=True)]
     kind, found = steps(points)
+    missing = "" if len(points) == len(wanted.sizes) else f"stopped after {len(points)} of {len(wanted.sizes)} shapes"
     return {
-        **_head("sweep", asked, before), "sweep": str(wanted), "steps_by": kind,
+        **_head("sweep", asked, before, (missing,) if missing else ()), "sweep": str(wanted), "steps_by": kind,
         "points": [one.to_json(step) for one, step in zip(points, found, strict=True)],
     }  # fmt: skip
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -16,6 +16,7 @@ from harness.errors import UsageError
 Tell = Callable[[str], None]
 PERCENTS = (90, 95, 99)
 COLUMNS = ("enqueue_ns", "h2d_ns", "compute_ns", "d2h_ns", "latency_ns")
+LEAST = 5  # iterations that are measured however long each takes
 MEASURE = "measure"  # the range around all measured iterations: what a tool captures
 
 
@@ -27,12 +28,29 @@ class Schedule:
     iterations: int = 100
     burst: int | None = None  # None: as many as iterations; 0: leave throughput out
     layer_iterations: int = 20  # 0: leave layers out
+    seconds: float | None = None  # for all of it; what would take longer is done less often
 
     def __post_init__(self) -> None:
         if self.iterations < 1 or self.warmup < 0:
             raise UsageError(
                 f"expected at least 1 iteration and 0 for warm-up, got {self.iterations} and {self.warmup}"
             )
+
+    @property
+    def in_a_row(self) -> int:
+        return self.iterations if self.burst is None else self.burst
+
+    def fitted(self, inference_s: float) -> Schedule:
+        """As much of it as fits `seconds` where an inference takes so long, and no less than LEAST iterations."""
+        needed_s = inference_s * (self.warmup + self.iterations + self.in_a_row)
+        if self.seconds is None or not needed_s > self.seconds:
+            return self
+        share = self.seconds / needed_s
+        least, in_a_row = min(LEAST, self.iterations), min(LEAST, self.in_a_row)
+        return replace(
+            self, warmup=int(share * self.warmup), iterations=max(least, int(share * self.iterations)),
+            burst=max(in_a_row, int(share * self.in_a_row)),
+        )  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -67,21 +85,31 @@ def measure(
     """Bind, warm up, measure iteration by iteration, then in a row, then the layers. The runner must be entered."""
     tell("warming up")
     runner.bind(feeds)
-    loop(runner, schedule.warmup, "warm-up")
+    schedule = _warmed_up(runner, schedule)
     tell(f"measuring {schedule.iterations} iterations")
     columns = loop(runner, schedule.iterations, MEASURE)
-    in_a_row = schedule.iterations if schedule.burst is None else schedule.burst
     rate = None
-    if in_a_row:
+    if schedule.in_a_row:
         tell("measuring throughput")
         with ranges.range("throughput"):
-            rate = in_a_row / runner.burst(in_a_row)
+            rate = schedule.in_a_row / runner.burst(schedule.in_a_row)
     layers: list[LayerTime] = []
     if schedule.layer_iterations:
         tell("measuring layers")
         with ranges.range("layers"):
             layers = runner.layers(schedule.layer_iterations)
     return Measurement(columns, rate, tuple(layers), runner.kernels())
+
+
+def _warmed_up(runner: Runner, schedule: Schedule) -> Schedule:
+    """Warm up; the schedule as far as the second inference says that there is time for it (the first one makes room)."""
+    if schedule.seconds is None:
+        loop(runner, schedule.warmup, "warm-up")
+        return schedule
+    latency_ns = loop(runner, 2, "warm-up")["latency_ns"]
+    fitted = schedule.fitted(float(latency_ns[-1]) / 1e9)
+    loop(runner, max(0, fitted.warmup - 2), "warm-up")
+    return fitted
 
 
 def loop(runner: Runner, count: int, name: str) -> dict[str, Column]:

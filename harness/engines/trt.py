@@ -29,7 +29,7 @@ MODULES = {"trt": "tensorrt", "trt-rtx": "tensorrt_rtx"}
 RTX_CAPABILITY = "SM89"  # what RTX builds for if not told and there is no GPU to ask
 TAGS = {b"ftrt": "trt", b"vtrt": "trt-rtx"}  # how a plan begins
 # Layers whose types are not ours to choose: they say one themselves, hold data, or steer loops and branches.
-_UNTYPED = frozenset({"CONSTANT", "SHAPE", "CAST", "QUANTIZE", "DEQUANTIZE", "TRIP_LIMIT", "RECURRENCE", "ITERATOR", "LOOP_OUTPUT",
+UNTYPED = frozenset({"CONSTANT", "SHAPE", "CAST", "QUANTIZE", "DEQUANTIZE", "TRIP_LIMIT", "RECURRENCE", "ITERATOR", "LOOP_OUTPUT",
                       "CONDITION", "CONDITIONAL_INPUT", "CONDITIONAL_OUTPUT", "ASSERTION"})  # fmt: skip
 
 
@@ -348,7 +348,7 @@ def _constrain(
         met.add(name)
         outputs = [index for index in range(layer.num_outputs) if layer.get_output(index).dtype in floats
                    and not layer.get_output(index).is_shape_tensor]  # fmt: skip
-        if fact.kind in _UNTYPED or not outputs:
+        if fact.kind in UNTYPED or not outputs:
             continue
         dtype = trt.DataType.__members__[types[precisions[name]]]
         layer.precision = dtype

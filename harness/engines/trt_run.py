@@ -19,7 +19,7 @@ from harness.engines.log import Log, failure
 from harness.engines.profiler import LayerTime, LayerTimes
 from harness.engines.runner import Arrays, Column, Runner, RunOptions, Tensor, Timed, check_bounds, fitted, text
 from harness.engines.trt import MODULES, header, load_plugins
-from harness.errors import BuildFailed, LaunchFailed, ProbeError, UsageError
+from harness.errors import LaunchFailed, ProbeError, UsageError
 
 _TYPES = {
     "FLOAT": "float32", "HALF": "float16", "INT8": "int8", "INT32": "int32", "INT64": "int64", "BOOL": "bool",
@@ -89,8 +89,9 @@ class TrtRunner(Runner):
             raise failure(f"{self._origin}: no execution context", self._log.errors)
         if hasattr(context, "nvtx_verbosity"):  # as much as the engine was built to tell
             context.nvtx_verbosity = self._engine.profiling_verbosity
-        if (asked := self._options.opt_profile) and not context.set_optimization_profile_async(asked, self._stream.handle):
-            raise UsageError(f"{self._origin} has no opt_profile {asked}; it has {self._engine.num_optimization_profiles}, counted from 0")  # fmt: skip
+        asked, count = self._options.opt_profile, self._engine.num_optimization_profiles
+        if asked and not context.set_optimization_profile_async(asked, self._stream.handle):
+            raise UsageError(f"{self._origin} has no opt_profile {asked}; it has {count}, counted from 0")
         return context
 
     def _take(self, context: Any) -> None:

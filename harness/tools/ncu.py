@@ -12,9 +12,10 @@ from harness.tools.tool import Recorded, Symptom, Tell, Tool, Wanted
 
 STEM = "ncu"
 WANTED = Wanted(
-    "ncu", "to read the hardware counters of kernels", "apt-get install cuda-nsight-compute-13-0", floor=(2020, 1)
-)
+    "ncu", "to read the hardware counters of kernels", "apt-get install cuda-nsight-compute-13-0", floor=(2021, 1)
+)  # 2020 has --units and --kernel-regex instead
 SETS = ("basic", "roofline", "full")
+REPLAYS = ("kernel", "application")  # those that give a row for each launch
 # Sections rather than sets: their names have stayed, while the sets were renamed and one was added.
 ROOFLINE = (
     "SpeedOfLight", "SpeedOfLight_RooflineChart", "SpeedOfLight_HierarchicalTensorRooflineChart", "LaunchStats",
@@ -54,7 +55,7 @@ class Options:
     launch_skip: int = 0
     launch_count: int | None = None
     clock_control: str = "none"  # as found; "base" locks the clocks, which makes runs comparable and slower
-    replay_mode: str = "kernel"  # or "application"
+    replay_mode: str = "kernel"  # one of REPLAYS: what is run again to read more counters, a launch or the whole program
     timeout_s: float | None = None
 
 

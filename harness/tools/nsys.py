@@ -21,6 +21,12 @@ WANTED = Wanted(
     "nsys", "to record a timeline of kernels, copies and ranges", "apt-get install cuda-nsight-systems-13-0",
     floor=(2021, 1), help=("profile", "--help"),
 )  # fmt: skip
+RAN = ("CUPTI_ACTIVITY_KIND_KERNEL", "CUPTI_ACTIVITY_KIND_GRAPH_TRACE")
+LAUNCHES = (
+    "SELECT count(DISTINCT correlationId) FROM CUPTI_ACTIVITY_KIND_RUNTIME WHERE nameId IN"
+    " (SELECT id FROM StringIds WHERE value LIKE 'cu%Launch%' AND value NOT LIKE '%HostFunc%')"
+)
+SYNCHRONISE = "synchronise before the range closes; or leave --range out, kernels are tied to ranges all the same"
 TRACES = ("cuda", "nvtx", "cublas", "cudnn")
 OVERHEAD = (
     "nsys adds host time to every traced call and range, and with CUDA graphs traced node by node also device time:"
@@ -88,6 +94,9 @@ def run(options: Options, target: Command, folder: Path, tell: Tell, *, stem: st
     if launched is None:
         raise tools.empty(tool, f"{sqlite.name} is no SQLite file", "nsys export --type sqlite on the .nsys-rep", text)
     notes = _notes(ran, launched)
+    if not launched and options.kernels and options.capture is not None and (lost := unfinished(sqlite)):
+        raise tools.empty(tool, f"none of the {lost} kernels that the range {options.capture} launched ended before it"
+                          " closed: what runs on is not recorded", SYNCHRONISE, text)  # fmt: skip
     if not launched and options.kernels and not (options.cpu or "osrt" in options.trace):
         raise tools.empty(tool, "no kernel ran while it recorded", "is the program on a GPU? --cpu or --osrt to record its"
                           " threads all the same", text)  # fmt: skip
@@ -130,12 +139,24 @@ def launches(sqlite: Path) -> int | None:
     try:
         with closing(sqlite3.connect(f"{sqlite.absolute().as_uri()}?mode=ro", uri=True)) as database:
             there = {name for (name,) in database.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
-            for table in ("CUPTI_ACTIVITY_KIND_KERNEL", "CUPTI_ACTIVITY_KIND_GRAPH_TRACE"):
+            for table in RAN:
                 if table in there:
                     total += database.execute(f'SELECT count(*) FROM "{table}"').fetchone()[0]
     except sqlite3.DatabaseError:
         return None
     return total
+
+
+def unfinished(sqlite: Path) -> int:
+    """How many launches an export holds that came to no kernel: it ended after the recording did, or failed."""
+    try:
+        with closing(sqlite3.connect(f"{sqlite.absolute().as_uri()}?mode=ro", uri=True)) as database:
+            there = {name for (name,) in database.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
+            ran = " UNION ".join(f'SELECT correlationId FROM "{table}"' for table in RAN if table in there)
+            words = f"{LAUNCHES} {f'AND correlationId NOT IN ({ran})' if ran else ''}"
+            return int(database.execute(words).fetchone()[0])
+    except sqlite3.DatabaseError:  # no calls were traced
+        return 0
 
 
 def export_command(report: Path, sqlite: Path, program: str = "nsys") -> Command:

@@ -210,7 +210,13 @@ def failure(tool: Tool, run: ToolRun, text: str, symptoms: Sequence[Symptom] = (
     why, hint = diagnose(text, symptoms) or ("", "")
     if not why and run.signal == 9:
         why, hint = "the system killed it, for want of memory as a rule", "fewer --iterations, a --kernel, a --range"
-    return ToolFailed(f"{tool.name} {ending(run)}{f': {why}' if why else ''}{shown}", run, hint=hint or "probe doctor")
+    return ToolFailed(f"{tool.name} {ending(run)}{f': {why}' if why else ''}{shown}", run, hint=hint or where(run))
+
+
+def where(run: ToolRun) -> str:
+    """What to type to read all that a run printed, in the session's folder."""
+    folder = run.stdout.parent.name
+    return f"less {folder}/{run.stdout.name} {folder}/{run.stderr.name}"
 
 
 def empty(tool: Tool, what: str, hint: str, text: str = "") -> ArtifactMissing:

@@ -76,7 +76,7 @@ def command(tool: Tool, options: Options, report: Path) -> Command:
     words += [_plugin(tool, path) for path in options.plugins]
     words += [f"--iterations={options.iterations}", "--duration=0", f"--warmUp={options.warmup_ms}", "--avgRuns=1"]
     words += _measuring(tool, options)
-    words += ["--profilingVerbosity=detailed", "--separateProfileRun", "--dumpProfile"]
+    words += ["--profilingVerbosity=detailed", "--dumpProfile"]
     base = str(report.absolute())
     words += [f"--exportTimes={base}.times.json", f"--exportProfile={base}.profile.json",
               f"--exportLayerInfo={base}.layers.json"]  # fmt: skip
@@ -106,7 +106,10 @@ def _precision(tool: Tool, precision: str) -> Sequence[str]:
 
 
 def _measuring(tool: Tool, options: Options) -> list[str]:
-    """The three switches whose defaults changed with 11: what is on there has a switch to turn it off, and the reverse."""
+    """The switches whose defaults changed with 11: what is on there has a switch to turn it off, and the reverse.
+
+    Layers are timed in a run of their own, as TensorRT-RTX's documentation says that --dumpProfile does there by itself.
+    """
     wanted = (
         (options.cuda_graph, "--useCudaGraph", "--noCudaGraph"),
         (options.spin_wait, "--useSpinWait", "--noSpinWait"),
@@ -114,15 +117,15 @@ def _measuring(tool: Tool, options: Options) -> list[str]:
     )
     words = []
     for on, to_turn_on, to_turn_off in wanted:
-        word = to_turn_on if on else to_turn_off
-        if word in tool.options if tool.options else _needed(tool, word):
-            words.append(word)
-    return words
+        words.append(to_turn_on if on else to_turn_off)
+    return [word for word in (*words, "--separateProfileRun") if _needed(tool, word)]
 
 
 def _needed(tool: Tool, word: str) -> bool:
-    """Without a help text: 8 to 10 know the switches against their defaults, 11 those against its own."""
-    old = ("--useCudaGraph", "--useSpinWait", "--noDataTransfers")
+    """Whether it is in the help; without a help text, 8 to 10 know the switches against their defaults, 11 its own."""
+    if tool.options:
+        return word in tool.options
+    old = ("--useCudaGraph", "--useSpinWait", "--noDataTransfers", "--separateProfileRun")
     return (word in old) is not (tool.version >= TYPED)
 
 
@@ -148,6 +151,8 @@ def run(options: Options, folder: Path, tell: Tell, *, stem: str = STEM) -> Reco
     report = folder / stem
     ran = tools.drive(tool, command(tool, options, report), report, tell)
     text = tools.said(ran)
+    if ran.ok and not _ended(ran):
+        raise tools.empty(tool, "said neither PASSED nor FAILED: its output is cut, or it is no trtexec", tools.where(ran), text)
     if not ran.ok or not passed(ran):
         raise tools.failure(tool, ran, text, SYMPTOMS, quoted=_errors(text))
     return Recorded(tool, ran, (ran.stdout, *_exports(report)), None, _remarks(tool, options))
@@ -155,8 +160,11 @@ def run(options: Options, folder: Path, tell: Tell, *, stem: str = STEM) -> Reco
 
 def passed(ran: ToolRun) -> bool:
     """Whether it said so: a run that was cut short has an end of its own neither way."""
-    text = ran.stdout.read_text("utf-8", "replace")
-    return "&&&& PASSED" in text and "&&&& FAILED" not in text
+    return _ended(ran) and "&&&& FAILED" not in ran.stdout.read_text("utf-8", "replace")
+
+
+def _ended(ran: ToolRun) -> bool:
+    return re.search("&&&& (?:PASSED|FAILED)", ran.stdout.read_text("utf-8", "replace")) is not None
 
 
 def _errors(text: str) -> str:

@@ -66,6 +66,18 @@ __device__ __forceinline__ void layernorm(
         [=](int column, const float(&values)[WIDTH]) { write_vector(out + start + column, values); });
 }
 
+// The threads of a block along x a row, which is read once and stays in their registers.
+template <typename T>
+__device__ __forceinline__ void layernorm_once(const T* x, T* out, int rows, const Norm& norm) {
+    constexpr int WIDTH = VECTOR_WIDTH<T>;
+    const long long row = static_cast<long long>(blockIdx.x) * blockDim.y + threadIdx.y;
+    if (row >= rows) { return; }
+    T* const target = out + row * norm.hidden;
+    normalise<WIDTH>(norm, OneRow<T, WIDTH>{x + row * norm.hidden}, [=](int column, const float(&values)[WIDTH]) {
+        write_vector(target + column, values);
+    });
+}
+
 // Real = int4 * scale of its group of `group` rows and its column. Packed [k / 2, n]: the low four bits are the even row.
 template <typename T>
 __device__ __forceinline__ void unpack_int4(
@@ -149,6 +161,11 @@ using namespace probe;
         const T* x, const float* gamma, const float* beta, T* output, int hidden, float epsilon) {         \
         layernorm(x, gamma, beta, output, hidden, epsilon);                                                \
     }
+#define LAYERNORM_ONCE(SUFFIX, T)                                                                          \
+    extern "C" __global__ void __launch_bounds__(512) layernorm_once_##SUFFIX(                             \
+        const T* x, const float* gamma, const float* beta, T* output, int rows, int hidden, float epsilon) { \
+        layernorm_once(x, output, rows, Norm{gamma, beta, hidden, epsilon});                               \
+    }
 #define UNPACK(SUFFIX, T)                                                                                  \
     extern "C" __global__ void __launch_bounds__(256) unpack_int4_##SUFFIX(                                \
         const unsigned char* packed, const float* scales, T* output, int k, int n, int group) {            \
@@ -159,6 +176,7 @@ FOR_EACH_FORMAT(GATHER)
 FOR_EACH_FORMAT(ADD_BIAS)
 FOR_EACH_FORMAT(ADD)
 FOR_EACH_FORMAT(LAYERNORM)
+FOR_EACH_FORMAT(LAYERNORM_ONCE)
 FOR_EACH_FORMAT(UNPACK)
 
 // int8 in and out, where every column has a step of its own; `inverses` are one over the output's.

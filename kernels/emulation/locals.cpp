@@ -11,7 +11,8 @@
 #include <sys/mman.h>
 #include <unistd.h>
 
-#include <vector>
+#include <iterator>
+#include <map>
 
 #include "machine.hpp"
 
@@ -31,9 +32,16 @@ constexpr std::size_t margin = 1 << 20;  // of the process's own stack, on which
 signed char* shadow_of(std::uintptr_t address) { return (signed char*)(address / 8 + shadow_offset); }
 std::uintptr_t address_of(const signed char* shadow) { return ((std::uintptr_t)shadow - shadow_offset) * 8; }
 
-bool open_to_all(std::uintptr_t address) {
+bool is_open(std::uintptr_t address, unsigned bytes = 1) {  // which lie in one granule of eight
     const signed char shadow = *shadow_of(address);
-    return shadow == 0 || (shadow > 0 && (signed char)(address % 8) < shadow);
+    return shadow == 0 || (signed char)(address % 8 + bytes) <= shadow;
+}
+
+// Most accesses are these: to the own stack, all of it open.
+bool is_plain(std::uintptr_t address, unsigned bytes) {
+    if (!machine.current || (std::uintptr_t)machine.current->stack_top - address - 1 >= stack_bytes) return false;
+    if (address % 8 + bytes <= 8) return is_open(address, bytes);
+    return bytes == 16 && address % 8 == 0 && *(const short*)shadow_of(address) == 0;
 }
 
 struct Variable {  // beside which an address lies
@@ -109,7 +117,7 @@ void look_local(const At& at) {
         return wrong(at, "local", text);
     }
     for (unsigned i = 0; i < at.size; ++i)
-        if (!open_to_all(at.address + i)) {
+        if (!is_open(at.address + i)) {
             describe(text, sizeof text, at.address + i, bottom);
             return wrong(at, "local", text);
         }
@@ -125,25 +133,31 @@ struct Global {  // as the compiler lays it out
     std::uintptr_t dynamic, location, indicator;
 };
 
-std::vector<Global>& globals() {  // before any constructor of ours
-    static std::vector<Global>* all = new std::vector<Global>;
+std::map<std::uintptr_t, Global>& globals() {  // by begin; made by the first that registers, before any constructor of ours
+    static auto* all = new std::map<std::uintptr_t, Global>;
     return *all;
+}
+
+bool is_index(std::uintptr_t address) {  // threadIdx and its like, which are read all the time
+    const auto in = [address](const void* what, std::size_t size) { return address - (std::uintptr_t)what < size; };
+    return in(&threadIdx, sizeof threadIdx) || in(&blockIdx, sizeof blockIdx) || in(&blockDim, sizeof blockDim) || in(&gridDim, sizeof gridDim);
 }
 
 }  // namespace
 
 void look_variable(const At& at) {
-    for (const Global& global : globals()) {
-        const std::uintptr_t end = global.begin + global.size;
-        if (at.address + at.size <= end || at.address < global.begin || at.address >= global.begin + global.size_with_zone) continue;
-        Variable variable;
-        variable.size = (long)global.size;
-        snprintf(variable.name, sizeof variable.name, "%s", global.name);
-        const std::uintptr_t bad = at.address < end ? end : at.address;
-        char text[192];
-        tell_place(text, sizeof text, variable, (long)(bad - global.begin), "variable");
-        return wrong(at, "variable", text);
-    }
+    if (is_index(at.address)) return;
+    const auto after = globals().upper_bound(at.address);
+    if (after == globals().begin()) return;
+    const Global& global = std::prev(after)->second;
+    const std::uintptr_t end = global.begin + global.size;
+    if (at.address + at.size <= end || at.address >= global.begin + global.size_with_zone) return;
+    Variable variable;
+    variable.size = (long)global.size;
+    snprintf(variable.name, sizeof variable.name, "%s", global.name);
+    char text[192];
+    tell_place(text, sizeof text, variable, (long)((at.address < end ? end : at.address) - global.begin), "variable");
+    wrong(at, "variable", text);
 }
 
 }  // namespace probe_emulation
@@ -152,9 +166,11 @@ using probe_emulation::look;
 using probe_emulation::Pc;
 
 #define PROBE_HERE (Pc) __builtin_return_address(0)
-#define PROBE_HOOKS(bytes)                                                                                                    \
-    extern "C" void __asan_load##bytes##_noabort(std::uintptr_t p) { look({p, bytes, false, false, false, PROBE_HERE}); }     \
-    extern "C" void __asan_store##bytes##_noabort(std::uintptr_t p) { look({p, bytes, true, false, false, PROBE_HERE}); }
+#define PROBE_HOOK(name, bytes, write)                                                                                   \
+    extern "C" void __asan_##name##bytes##_noabort(std::uintptr_t p) {                                                   \
+        if (!probe_emulation::is_plain(p, bytes)) look({p, bytes, write, false, false, PROBE_HERE});                     \
+    }
+#define PROBE_HOOKS(bytes) PROBE_HOOK(load, bytes, false) PROBE_HOOK(store, bytes, true)
 PROBE_HOOKS(1)
 PROBE_HOOKS(2)
 PROBE_HOOKS(4)
@@ -177,7 +193,7 @@ extern "C" void __asan_init() {
     probe_emulation::shadow(here - probe_emulation::margin, here + probe_emulation::margin);
 }
 extern "C" void __asan_register_globals(probe_emulation::Global* all, std::size_t count) {
-    probe_emulation::globals().insert(probe_emulation::globals().end(), all, all + count);
+    for (std::size_t i = 0; i < count; ++i) probe_emulation::globals()[all[i].begin] = all[i];
 }
 extern "C" void __asan_unregister_globals(probe_emulation::Global*, std::size_t) {}
 extern "C" void __asan_version_mismatch_check_v8() {}

@@ -7,12 +7,14 @@ compared with another one is not. Here the search starts from the whole program 
 from __future__ import annotations
 
 import math
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Mapping, Sequence
+from dataclasses import replace
 
 from harness.record import Answer, Outcome
 from probes.bisecting.search import Ask, Found, Query, Search, smallest_kept
 
 BEAM = 8  # sets that are taken further
+MOST_PARTS = 8  # of a culprit that are tried one by one
 DEEPEST = 4  # as many statements are taken out at most
 _EXPECTED = ((0.9, Answer(Outcome.FAIL, math.inf)), (0.1, Answer(Outcome.PASS, 0.0)))
 
@@ -36,6 +38,49 @@ def smallest_cure(order: Sequence[int], groups: Sequence[Sequence[int]] = ()) ->
         return Found(frozenset(), tuple(order), tuple(order), sensitivity)  # taking out cures nothing
     left = yield from _put_back(order, found)
     return Found(left, tuple(candidate for candidate in order if candidate not in left), (), sensitivity)
+
+
+def finest_cure(order: Sequence[int], groups: Sequence[Sequence[int]], inside: Mapping[int, Sequence[int]]) -> Search:
+    """As `smallest_cure`, and where parts of a culprit (`inside`) are enough, those in its place."""
+    found = yield from smallest_cure(order, groups)
+    if found.undecided:
+        return found
+    out, waiting = set(found.kept), list(found.kept)
+    while waiting:
+        culprit = waiting.pop()
+        others = frozenset(order) - (out - {culprit})
+        fewer = (yield from _parts(others, inside[culprit])) if inside.get(culprit) else None
+        if fewer is not None:
+            out = out - {culprit} | fewer
+            waiting += fewer
+    kept = tuple(candidate for candidate in order if candidate in out)
+    return replace(found, applied=frozenset(order) - out, kept=kept)
+
+
+def _parts(left: Query, inside: Sequence[int]) -> Generator[Ask, Answer, set[int] | None]:
+    """The fewest of `inside` that cure by being out; None if they do not: what is around them is to blame."""
+    without = left - frozenset(inside)
+    answer = yield Ask(without, _EXPECTED)
+    if answer.outcome is Outcome.PASS:
+        found = yield from _beside(smallest_kept(inside), without)
+        return None if found.undecided else set(found.kept)
+    for one in inside[:MOST_PARTS]:  # a loop without any of its statements may not end
+        answer = yield Ask(left - {one}, _EXPECTED)
+        if answer.outcome is Outcome.PASS:
+            return {one}
+    return None
+
+
+def _beside(search: Search, others: Query) -> Search:
+    """A search among some, with `others` left in as well."""
+    request = next(search)
+    while True:
+        answer = yield Ask(request.query | others, request.likely)
+        try:
+            request = search.send(answer)
+        except StopIteration as end:
+            found: Found = end.value
+            return found
 
 
 def _take_out(order: Sequence[int], value: float) -> Generator[Ask, Answer, tuple[Query | None, dict[int, float]]]:

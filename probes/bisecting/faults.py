@@ -30,10 +30,12 @@ from probes.bisecting.search import Ask, Found, Search, smallest_kept
 from probes.bisecting.settings import Settings
 
 
-def pose(settings: Settings, model: Model, samples: tuple[Path, ...], session: Session) -> Question:
-    """The question that a fault asks."""
+def pose(
+    settings: Settings, model: Model, samples: tuple[Path, ...], session: Session, tell: Callable[[str], None] = lambda _: None
+) -> Question:  # fmt: skip
+    """The question that a fault asks. `tell` hears what takes long before anything is asked."""
     if settings.tries_engines:
-        return trt_faults.pose(settings, model, samples, session)
+        return trt_faults.pose(settings, model, samples, session, tell)
     makers = {"precision": _precision, "finite": _finite, "compare": _compare, "build": _build, "check": _check}
     return makers[settings.fault](settings, model, samples, session)
 

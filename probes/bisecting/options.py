@@ -132,6 +132,8 @@ def to_settings(values: dict[str, Any]) -> Settings | StatementSettings:
     """What click parsed (without --out, --resume and --json), of a model or of a kernel's source."""
     if values["model"] is None:
         raise UsageError("which model?", hint="probe bisect MODEL.onnx, or probe bisect --resume DIR")
+    if not values["model"].exists():
+        raise UsageError(f"{values['model']} does not exist", hint="give the path of an .onnx or a .cu file")
     return _of_source(values) if values["model"].suffix in SOURCES else _of_model(values)
 
 

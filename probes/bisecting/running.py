@@ -72,7 +72,12 @@ def _run(settings: Settings, model: Model, session: Session, tell: Tell) -> Bise
     )
     asked = Asked(settings.fault, settings.command(), settings.tolerance)
     return search_session(
-        session, lambda: pose(settings, model, paths, session), effort, asked, partial(candidates_of.edges, model), tell
+        session,
+        lambda: pose(settings, model, paths, session, tell),
+        effort,
+        asked,
+        partial(candidates_of.edges, model),
+        tell,
     )
 
 

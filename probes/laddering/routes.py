@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 
 from harness import engine, optional
+from harness.bert import floors, narrowing
 from harness.bert import model as bert
-from harness.bert import narrowing
 from harness.bert import network as bert_network
 from harness.bert import plan as bert_plan
 from harness.bert import torch_peer as bert_torch
@@ -34,6 +34,7 @@ Array = np.ndarray[Any, Any]
 ITERATIONS = 50  # of an engine, within the seconds that are given
 OPERATION_SECONDS = 0.03
 PLUGIN_PRECISIONS: dict[str, bert_network.Precision] = {"fp32": "fp32", "fusion": "fp16", "graph-fp16": "fp16"}
+WHERE = "cuda"  # frameworks compute
 LAST_WITH_PLUGINS = (10, 99)  # NVIDIA took the BERT plugins out of TensorRT 11
 
 
@@ -157,7 +158,7 @@ def by_kernels(job: Job, rung: Rung) -> Taken:
         notes = ("the CPU multiplies in FP32 here",) if small.options.precision == "tf32" else ()
         return replace(_sizes(small), output=small.output(done.arrays), layers=tuple(small.layers(done.arrays)),
                        emulated_s=done.seconds, notes=notes)  # fmt: skip
-    layers = small.layers(OnGpu(small, job.part(), job.device).read())
+    layers = small.layers(OnGpu(small, job.part(), job.device, tune=False).read())
     made = plan_of(job, rung, batch=job.batch, keep=False)
     ran = OnGpu(made, job.feeds, job.device)
     output = made.output(ran.read())[: job.checked]
@@ -168,35 +169,19 @@ def by_kernels(job: Job, rung: Rung) -> Taken:
         return replace(found, notes=("cuBLASLt has no sparse product: its time is on the route of PyTorch",))
     times = tuple(ran.times(job.seconds, graph=rung.graph))
     operations = _operations(made, job.roofs, ran.operation_times(OPERATION_SECONDS))
-    return replace(found, times_ns=times, operations=operations, bound_ns=bound_ns(made, job.roofs))
+    return replace(found, times_ns=times, operations=operations, bound_ns=floors.bound_ns(made, job.roofs))
 
 
 def _sizes(made: BertPlan) -> Measured:
     return Measured(
         memory_bytes=made.weight_bytes + made.activation_bytes, weight_bytes=made.weight_bytes,
         activation_bytes=made.activation_bytes, flops=sum(one.flops for one in made.operations),
-        bytes=sum(one.bytes for one in made.operations),
+        bytes=sum(one.bytes for one in made.operations), operations=_operations(made, None, {}),
     )  # fmt: skip
 
 
-def bound_ns(made: BertPlan, roofs: Roofs | None) -> float | None:
-    """Nanoseconds that memory or arithmetic need at the least, operation by operation."""
-    return None if roofs is None else sum(_bound(one, roofs) for one in made.operations)
-
-
-def _bound(one: bert_plan.Operation, roofs: Roofs) -> float:
-    peak = roofs.flop_per_s.get(one.precision) or roofs.flop_per_s["fp16"] / 2  # TF32 has half of FP16's
-    return max(one.bytes / roofs.bytes_per_s, one.flops / peak) * 1e9
-
-
 def _operations(made: BertPlan, roofs: Roofs | None, times: Mapping[str, float]) -> tuple[Mapping[str, Any], ...]:
-    rows = []
-    for name, (_, count) in bert_plan.summed(made.operations).items():
-        alike = [one for one in made.operations if one.name == name]
-        bound = None if roofs is None else sum(_bound(one, roofs) for one in alike)
-        rows.append({"operation": name, "count": count, "total_ns": times.get(name), "bound_ns": bound,
-                     "flops": sum(one.flops for one in alike), "bytes": sum(one.bytes for one in alike)})  # fmt: skip
-    return tuple(rows)
+    return tuple({**one.as_row(), "total_ns": times.get(one.operation)} for one in floors.floors(made, roofs))
 
 
 # Engines
@@ -312,10 +297,10 @@ def _by_torch(
     assert job.device is not None
     start = time.perf_counter()
     try:
-        model = bert_torch.Model(torch, job.config, job.pruned if rung.pruned else job.weights, precision, "cuda")
+        model = bert_torch.Model(torch, job.config, job.pruned if rung.pruned else job.weights, precision, WHERE)
         if rung.pruned:
             model.sparse()
-        inputs = model.inputs(job.feeds, "cuda")
+        inputs = model.inputs(job.feeds, WHERE)
         forward = torch.compile(model.forward, backend=backend) if backend else model.forward
 
         def call() -> Any:

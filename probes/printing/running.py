@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
+import csv
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
-
-import pandas as pd
 
 from harness.cuda import driver as cuda
 from harness.cuda import source as cuda_source
@@ -24,7 +23,6 @@ from kernels.plan import Extent, Launch, Pointer
 from probes.targets import arguments, driving
 from probes.targets.arguments import Inputs
 from reports import page, printed
-from reports.columns import validate
 
 Tell = Callable[[str], None]
 MOST_JSON_ROWS = 1_000_000  # in result.json: more are only in the tables
@@ -279,17 +277,39 @@ def _advice(settings: Settings, made: Instrumented, done: Traced, rows: int) -> 
 def _write(session: Session, result: Mapping[str, Any], rows: Sequence[Mapping[str, Any]], done: Traced) -> None:
     """result.json, the tables, and the log as `probe report` reads it."""
     if rows:
-        table = validate("device_log", pd.DataFrame([flat(row) for row in rows]))
-        table.to_csv(session.folder / "device_log.csv", index=False, lineterminator="\n")
-        if find_spec("pyarrow") is not None:
-            table.to_parquet(session.raw / "device_log.parquet", index=False)
-        else:
-            lines = "".join(to_json(flat(row)) + "\n" for row in rows)
-            (session.raw / "device_log.jsonl").write_text(lines, encoding="utf-8")
+        _write_tables(session, [flat(row) for row in rows])
     if done.printed:
         text = "".join(f"{one.text}\n" for one in done.printed)
         (session.raw / "printed.txt").write_text(text, encoding="utf-8")
     session.write_json("result.json", result)
+
+
+def _write_tables(session: Session, rows: Sequence[Mapping[str, Any]]) -> None:
+    """The table device_log; without pandas, whose import takes as long as all the rest."""
+    path = session.folder / "device_log.csv"
+    with path.open("w", encoding="utf-8", newline="") as stream:
+        writer = csv.DictWriter(stream, list(rows[0]), lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+    if find_spec("pyarrow") is not None:
+        _to_parquet(path, session.raw / "device_log.parquet", rows[0])
+    else:
+        lines = "".join(to_json(row) + "\n" for row in rows)
+        (session.raw / "device_log.jsonl").write_text(lines, encoding="utf-8")
+
+
+def _to_parquet(table: Path, path: Path, row: Mapping[str, Any]) -> None:
+    """By way of the CSV: what pyarrow makes of Python's objects has it import pandas."""
+    import pyarrow  # type: ignore[import-untyped]
+    from pyarrow import csv as arrow_csv
+    from pyarrow import parquet
+
+    types = {name: pyarrow.string() if isinstance(value, str) else pyarrow.int64() for name, value in row.items()}
+    made = arrow_csv.read_csv(
+        table, parse_options=arrow_csv.ParseOptions(newlines_in_values=True),
+        convert_options=arrow_csv.ConvertOptions(column_types=types, strings_can_be_null=False),
+    )  # fmt: skip
+    parquet.write_table(made, path)
 
 
 def flat(row: Mapping[str, Any]) -> dict[str, Any]:

@@ -92,6 +92,8 @@ SECTIONS = {
         option("--launch-count", type=click.IntRange(min=1), metavar="N", help="Stop after so many launches."),
         option("--clock-control", type=click.Choice(["none", "base"]), default="none", show_default=True,
                help="Leave the clocks as they are, or lock them."),
+        option("--replay-mode", type=click.Choice(["kernel", "application"]), default="kernel", show_default=True,
+               help="What runs again to read more counters: each launch, or the whole program."),
     ),
     "Nsight Systems": (
         option("--cpu", is_flag=True, help="Sample the program's threads."),

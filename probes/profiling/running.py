@@ -62,12 +62,13 @@ def profile(settings: Settings, out: Path | None, tell: Tell) -> Profiled:
 def choose(settings: Settings) -> tuple[str, ...]:
     """The tools to run: those asked for, or what is here. Raises ToolMissing for one that was asked for and is not."""
     if settings.tools:
+        timed = tools.here(trtexec.WANTED)
         for name in settings.tools:
-            if name in WANTED and not (name == "trtexec" and not tools.here(trtexec.WANTED)):
+            if name in WANTED and (name != "trtexec" or timed):
                 tools.find(WANTED[name])
-        return tuple(
-            INPROCESS if name == "trtexec" and not tools.here(trtexec.WANTED) else name for name in settings.tools
-        )
+        chosen = tuple(INPROCESS if name == "trtexec" and not timed else name for name in settings.tools)
+        swept = (INPROCESS,) if settings.sweep is not None else ()  # the tools themselves take one shape
+        return tuple(dict.fromkeys((*swept, *chosen)))
     measures = settings.target.kind in (Kind.MODEL, Kind.ENGINE)
     if settings.sweep is not None:
         return (INPROCESS,)
@@ -136,8 +137,8 @@ class _Profile:
         settings = self.settings
         model = settings.target.path.absolute()
         return trtexec.Options(
-            model, settings.target.kind is Kind.ENGINE, settings.precision, dict(settings.shapes or settings.optimum),
-            dict(settings.minimum), dict(settings.optimum), dict(settings.maximum), _raw_inputs(settings, self.session),
+            model, settings.target.kind is Kind.ENGINE, settings.precision or workloads.PRECISION,
+            dict(settings.shapes or settings.optimum), *workloads.opt_profiles(settings), _raw_inputs(settings, self.session),
             tuple(path.absolute() for path in settings.plugins), settings.iterations, cuda_graph=settings.cuda_graph,
             timeout_s=settings.timeout,
         )  # fmt: skip
@@ -162,7 +163,7 @@ class _Profile:
             workload = self._program()
             options = ncu.Options(
                 settings.metrics, settings.kernel, workload.for_filters, launch_count=settings.launch_count,
-                clock_control=settings.clock_control, timeout_s=settings.timeout,
+                clock_control=settings.clock_control, replay_mode=settings.replay_mode, timeout_s=settings.timeout,
             )  # fmt: skip
             return ncu.run(options, workload.command, self.session.raw, self.drive.tell)
 
@@ -226,7 +227,7 @@ def _conclude(drive: Drive) -> Profiled:
     session.write_json("result.json", result)
     if collection is not None:
         drive.tell("drawing the page")
-        profile_page.write(collection, session.folder / "report.html")
+        profile_page.write(replace(collection, results=(result,)), session.folder / "report.html")
     code = EXIT_INTERRUPTED if drive.interrupted else drive.exit_code
     return Profiled(session, result, code or (EXIT_CLEAN if artifacts else EXIT_UNDECIDED))
 

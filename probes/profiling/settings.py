@@ -59,6 +59,7 @@ class Settings:
     range: str | None = None
     launch_count: int | None = None
     clock_control: str = "none"
+    replay_mode: str = "kernel"
     cpu: bool = False
     osrt: bool = False
     trace: tuple[str, ...] = ()
@@ -103,7 +104,7 @@ class Settings:
 
 
 _NAMES = {"minimum": "--min", "optimum": "--opt", "maximum": "--max", "plugins": "--plugin", "cuda_graph": "--cuda-graph",
-          "launch_count": "--launch-count", "clock_control": "--clock-control"}  # fmt: skip
+          "launch_count": "--launch-count", "clock_control": "--clock-control", "replay_mode": "--replay-mode"}  # fmt: skip
 
 
 def _option(name: str) -> str:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 
 from harness.emulation import run as emulated
+from harness.emulation.findings import Row, line_of
 from harness.record import Session
 from probes.sanitizing.settings import ALL, Settings
 from probes.targets import kernels as kernel_targets
@@ -12,8 +14,9 @@ from probes.targets.kernels import Asked
 
 FINDINGS = "emulation.jsonl"
 TIMEOUT_S = 60.0
-# What each checker asks of the emulation; barriers and deadlocks it tells in any case.
-CHECKS = {"memcheck": ("memory",), "racecheck": ("race",), "initcheck": ("init",), "synccheck": (), ALL: emulated.ALL}
+# What each checker asks of the emulation, a run each; barriers and deadlocks it tells in any case.
+CHECKS = {"memcheck": ("asan",), "racecheck": ("race",), "initcheck": ("init",), "synccheck": ("none",),
+          ALL: ("all", "asan")}  # fmt: skip
 
 
 def run(settings: Settings, session: Session) -> tuple[tuple[Path, ...], tuple[str, ...]]:
@@ -22,12 +25,22 @@ def run(settings: Settings, session: Session) -> tuple[tuple[Path, ...], tuple[s
         settings.target.words[0], settings.entry, settings.grid, settings.block, settings.shared, settings.args
     )
     loaded = kernel_targets.load(asked)
-    checks = CHECKS[ALL if settings.follow else settings.checker]
-    done = emulated.run(
-        loaded.steps, loaded.arrays, checks=checks, uninitialised=loaded.written,
-        timeout_s=settings.timeout or TIMEOUT_S, folder=session.raw,
-    )  # fmt: skip
+    runs = [
+        emulated.run(loaded.steps, loaded.arrays, checks=checks, uninitialised=loaded.written,
+                     timeout_s=settings.timeout or TIMEOUT_S)
+        for checks in CHECKS[ALL if settings.follow else settings.checker]
+    ]  # fmt: skip
+    session.raw.mkdir(parents=True, exist_ok=True)
+    emulated.write_findings(once(row for done in runs for row in done.findings), session.raw / FINDINGS)
     notes = [f"{loaded.name} on the processor, thread for thread"]
-    if not done.complete:
+    if not all(done.complete for done in runs):
         notes.append("a finding ended the run: what comes after it was not checked")
     return (session.raw / FINDINGS,), tuple(notes)
+
+
+def once(rows: Iterable[Row]) -> list[Row]:
+    """Each finding as it was told first: two runs that look for different things both tell what they both meet."""
+    found: dict[object, Row] = {}
+    for row in rows:
+        found.setdefault((*line_of(row), row["kind"], row["access"]), row)
+    return list(found.values())

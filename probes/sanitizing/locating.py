@@ -17,7 +17,7 @@ from typing import Any
 import pandas as pd
 
 from reports.artifact import Artifact
-from reports.onnx_names import nodes_of_layer, nodes_of_operation
+from reports.onnx_names import is_span, nodes_of_layer, nodes_of_operation
 from reports.readers.nsys_launches import MYELIN, NOT_LAYERS, TENSORRT
 
 MOST_LAUNCHES = 1 << 20  # beyond which the halving gives up
@@ -112,14 +112,25 @@ def only_place(trace: Artifact, part: str, known: Sequence[str] = ()) -> Place |
     kernels = matching(trace, part)
     layers = kernels["layer"].dropna().unique()
     if len(layers) == 1 and not kernels["layer"].isna().any():
-        found = of_kernel(trace, kernels.iloc[0], known)
-        return replace(found, ranges=found.ranges[-1:], how="only one layer launches this kernel")
+        operations = kernels["operation"].unique()
+        operation = None if len(operations) > 1 or pd.isna(operations[0]) else str(operations[0])
+        layer, told = str(layers[0]), set(kernels["onnx_nodes"].map(tuple))
+        return Place(
+            "only one layer launches this kernel", None, _around(trace, kernels, known), layer, operation,
+            nodes(layer, operation, known) or (told.pop() if len(told) == 1 else ()),
+        )  # fmt: skip
     if len(layers) or kernels.empty:
         return None
-    inner = {of_kernel(trace, row, known).ranges[-1:] for _, row in kernels.head(MOST_LOOKED_AT).iterrows()}
-    if len(inner) != 1 or len(kernels) > MOST_LOOKED_AT:
-        return None
-    return Place("all launches of this kernel are in ranges of this name", None, inner.pop())
+    inner = _around(trace, kernels, known)
+    return Place("all launches of this kernel are in ranges of this name", None, inner) if inner else None
+
+
+def _around(trace: Artifact, kernels: pd.DataFrame, known: Sequence[str]) -> tuple[str, ...]:
+    """The innermost range around these launches, if it is the same for all; empty if not, or if they are too many to ask."""
+    if len(kernels) > MOST_LOOKED_AT:
+        return ()
+    inner = {of_kernel(trace, row, known).ranges[-1:] for _, row in kernels.iterrows()}
+    return inner.pop() if len(inner) == 1 else ()
 
 
 def of_kernel(trace: Artifact, row: pd.Series[Any], known: Sequence[str] = ()) -> Place:
@@ -154,9 +165,9 @@ def in_range(trace: Artifact, range_id: Any, known: Sequence[str] = ()) -> Place
 
 
 def nodes(layer: str | None, operation: str | None, known: Sequence[str] = ()) -> tuple[str, ...]:
-    """The ONNX nodes behind an operation, or behind a layer where that names none."""
+    """The ONNX nodes behind an operation, or behind a layer where that names none; not the two ends of a span of nodes."""
     named = nodes_of_operation(operation, known) if operation else ()
-    return named or (nodes_of_layer(layer) if layer else ())
+    return named or (nodes_of_layer(layer) if layer and not is_span(layer) else ())
 
 
 def by_information(layers: pd.DataFrame, kernel: str, functions: Iterable[str]) -> Place | None:

@@ -117,8 +117,11 @@ class _Checked:
         if artifact is None:
             self.drive.steps[-1].notes += ("what it wrote could not be read",)
             return
+        found = suspects.gather(checker, artifact)
+        if not found and _counted(recorded, artifact):
+            _lost(self.drive.steps[-1], recorded, artifact)
         self.artifacts.append(artifact)
-        self.found += suspects.gather(checker, artifact)
+        self.found += found
 
     def _options(self, checker: str, workload: Workload, kernels: tuple[str, ...]) -> sanitizer.Options:
         settings = self.settings
@@ -286,7 +289,8 @@ def _run(options: sanitizer.Options, target: Command, drive: Drive, stem: str) -
 
 
 def _read(recorded: Recorded) -> Artifact | None:
-    """The findings of a run: from the XML, or from the text if that is cut; None if neither can be read."""
+    """The findings of a run: from the XML, or from the text if that is cut, which has the totals; None if neither can be
+    read."""
     read = []
     for path in (*recorded.artifacts, recorded.run.stdout):
         try:
@@ -294,7 +298,20 @@ def _read(recorded: Recorded) -> Artifact | None:
         except ProbeError:
             continue
     with_findings = [artifact for artifact in read if "findings" in artifact.tables]
-    return next((one for one in with_findings if len(one.tables["findings"])), next(iter(with_findings), None))
+    return next((one for one in with_findings if len(one.tables["findings"])), next(reversed(with_findings), None))
+
+
+def _counted(recorded: Recorded, artifact: Artifact) -> bool:
+    """Whether the checker itself says that it found something."""
+    return bool(artifact.summary.get("reported")) or recorded.run.returncode == sanitizer.FOUND_CODE
+
+
+def _lost(step: driving.Step, recorded: Recorded, artifact: Artifact) -> None:
+    """Findings of which no record is left are no clean bill."""
+    many = artifact.summary.get("reported") or "some"
+    step.status, step.exit_code = "failed", EXIT_DEFECT
+    step.error = f"{step.name} counted {many} errors, and no record of them can be read: the program was ended, or the disk is full"
+    step.hint = tools.where(recorded.run)
 
 
 def _layers(raw: Path) -> list[Any]:

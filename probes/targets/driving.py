@@ -25,7 +25,6 @@ from harness.errors import (
 from harness.record import SCHEMA_VERSION, Session
 from harness.tools import tool as tools
 from harness.tools.tool import Recorded
-from reports import sheets
 
 Tell = Callable[[str], None]
 LEAST_BYTES = 64 * 1024 * 1024  # free on the disk, below which it is said before a tool runs into it
@@ -53,7 +52,11 @@ class Step:
         known = {"name": self.name, "status": self.status, "version": self.version or None, "duration_s": round(self.duration_s, 3),
                  "artifacts": [path.name for path in self.artifacts], "program_exit_code": self.program_code,
                  "command": list(self.command), "notes": list(self.notes)}  # fmt: skip
-        return {**known, **({"error": sheets.public(self.error), "hint": self.hint} if self.error else {})}
+        if not self.error:
+            return known
+        from reports import sheets  # and pandas, which who has no error need not wait for
+
+        return {**known, "error": sheets.public(self.error), "hint": self.hint}
 
 
 @dataclass

@@ -9,7 +9,9 @@ the exit code: 0 done, 2 usage, 3 the build failed, 4 CUDA or the runtime failed
 from __future__ import annotations
 
 import json
+import math
 import sys
+import time
 import traceback
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields, replace
@@ -28,11 +30,13 @@ from harness.engines.document import Asked
 from harness.engines.measuring import Schedule
 from harness.engines.options import from_json, to_json
 from harness.errors import BuildFailed, LaunchFailed, ParseError, ProbeError, UsageError
-from harness.models import inputs, model
+from harness.models import graph, inputs, model
 from harness.models.inputs import RandomInputs
 
 STAGES = ("build", "infer", "measure", "ort")
 EXIT_BUILD, EXIT_LAUNCH, EXIT_OTHER = 3, 4, 125
+SHAPE_S = 2.0  # of a sweep, for each shape in each round
+KEEP_S = 1.0
 Tell = Callable[[str], None]
 Feeds = dict[str, np.ndarray]
 
@@ -192,12 +196,26 @@ def _measure(spec: Spec, tell: Tell) -> dict[str, Any]:
     if spec.sweep is None:
         name, document = "measurement.json", engine_document.measurement(asked, tell)
     else:
-        quick = replace(spec.schedule, layer_iterations=0)  # layers of every shape would double the time
+        quick = replace(spec.schedule, layer_iterations=0, seconds=SHAPE_S)  # layers of every shape would double the time
         wanted = engine_sweep.parse(spec.sweep)
         name = "sweep.json"
-        document = engine_document.sweep(replace(asked, schedule=quick), wanted, declared, tell)
+        keep = _now_and_then(spec.folder / name)
+        document = engine_document.sweep(replace(asked, schedule=quick), wanted, declared, tell, keep)
     _write(spec.folder / name, document)
     return {"backend": made.backend, "file": name}
+
+
+def _now_and_then(path: Path) -> engine_document.Keep:
+    """Write a document that grows, at most every KEEP_S, so that a time-out or Ctrl-C costs no more than that."""
+    last = -math.inf
+
+    def keep(document: Callable[[], dict[str, Any]]) -> None:
+        nonlocal last
+        if time.monotonic() - last >= KEEP_S:
+            _write(path, document())
+            last = time.monotonic()
+
+    return keep
 
 
 def _ort(spec: Spec, tell: Tell) -> dict[str, Any]:
@@ -251,6 +269,7 @@ def _engine(spec: Spec, declared: list[onnx.ValueInfoProto], feeds: Feeds, tell:
         built.save(plan)
         if (layers := built.layer_information()) is not None:  # which layer launches what, for tools that see no ranges
             (spec.folder / f"{plan.stem}.layers.json").write_text(layers, encoding="utf-8")
+        _write(spec.folder / f"{plan.stem}.graph.json", graph.document(model.load(spec.source)))  # ties them to nodes
     return built
 
 

@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from probes.sanitizing.settings import Settings as SanitizeSettings
 
 Tell = Callable[[str], None]
+Shapes = dict[str, tuple[int, ...]]
+PRECISION = "fp32"  # what a model is built in unless asked, by every tool
 
 
 @dataclass(frozen=True)
@@ -77,32 +79,28 @@ def for_sanitizer(settings: SanitizeSettings, session: Session, tell: Tell) -> W
 
 def model_spec(settings: ProfileSettings, session: Session) -> Spec:
     """The inference that all tools measure."""
-    bounds = {
-        name: tuple(dict(shapes).get(name, ()) for shapes in (settings.minimum, settings.optimum, settings.maximum))
-        for name in dict((*settings.minimum, *settings.optimum, *settings.maximum))
-    }
+    least, best, most = opt_profiles(settings)
+    profiles = {name: (least[name], best[name], most[name]) for name in best}
     return measuring_models.spec_for(
-        session, "infer", settings.target.path.absolute(), options=_build_options(settings, _whole(bounds)),
+        session, "infer", settings.target.path.absolute(), options=_build_options(settings, profiles),
         shapes=dict(settings.shapes or settings.optimum), inputs=_inputs(settings.inputs), warmup=settings.warmup,
         iterations=settings.iterations, cuda_graph=settings.cuda_graph,
         sweep=None if settings.sweep is None else str(settings.sweep),
     )  # fmt: skip
 
 
+def opt_profiles(settings: ProfileSettings) -> tuple[Shapes, Shapes, Shapes]:
+    """Least, optimal and greatest shape of each input that any was given for; what was not is as the nearest that was."""
+    low, best, high = (dict(shapes) for shapes in (settings.minimum, settings.optimum, settings.maximum))
+    middle = {**low, **high, **best}
+    return {**middle, **low}, middle, {**middle, **high}
+
+
 def _build_options(settings: ProfileSettings | SanitizeSettings, profiles: dict[str, Any]) -> BuildOptions:
     return BuildOptions(
-        backend=settings.backend, precision=settings.precision or "fp32", opt_profiles=profiles,
+        backend=settings.backend, precision=settings.precision or PRECISION, opt_profiles=profiles,
         plugins=tuple(path.absolute() for path in settings.plugins),
     )  # fmt: skip
-
-
-def _whole(bounds: dict[str, tuple[tuple[int, ...], ...]]) -> dict[str, Any]:
-    """Least, optimal and greatest of each input; what was not given is as the nearest that was."""
-    whole = {}
-    for name, (low, best, high) in bounds.items():
-        middle = best or high or low
-        whole[name] = (low or middle, middle, high or middle)
-    return whole
 
 
 def _inputs(path: Path | None) -> tuple[Path, ...]:

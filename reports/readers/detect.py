@@ -10,6 +10,7 @@ from harness.errors import ArtifactMissing, ParseError
 from reports.artifact import Artifact
 from reports.readers import (
     emulation,
+    graph,
     kernel_bench,
     ncu,
     ncu_rep,
@@ -43,6 +44,7 @@ READERS: dict[str, Reader] = {
     "Polygraphy's inputs or outputs": polygraphy,
     "findings of the emulation": emulation,
     "probe's kernel benchmark": kernel_bench,
+    "probe's graph of a model": graph,
     "probe's steps, device log, measurement or sweep": ours,
     "compute-sanitizer XML or text": sanitizer,
     "ncu CSV": ncu,

@@ -16,6 +16,7 @@ from harness.errors import ParseError
 from reports.artifact import Artifact
 from reports.attribution import NONE, Ranges
 from reports.columns import TABLES, validate
+from reports.origins import ties
 from reports.readers import nsys_events as events
 from reports.readers._sqlite import MAGIC, Database, Integers
 from reports.readers.nsys_events import Calls, Ints, Spans
@@ -95,6 +96,7 @@ def _artifact(database: Database) -> Artifact:
     frames |= {"ranges": _ranges(spans, moments.ranges), "marks": marks, "api_calls": _api_calls(calls, moments.range)}
     frames |= {"devices": _devices(database), "meta": pd.DataFrame(meta, columns=["name", "value"])}
     tables = {name: _fitted(name, frame) for name, frame in frames.items()}
+    tables["kernels"] = tables["kernels"].assign(tie=pd.Categorical(ties(tables["kernels"])))
     return Artifact(
         path=database.path,
         kind="nsys-sqlite",
@@ -102,7 +104,7 @@ def _artifact(database: Database) -> Artifact:
         tool_version=dict(meta).get("EXPORT_PRODUCT_VERSION"),
         tables=tables,
         summary=summarise(tables, launches, moments, spans),
-        notes=tuple(remarks(tables, launches, spans)),
+        notes=tuple(remarks(calls, launches, spans)),
     )
 
 

@@ -103,7 +103,8 @@ class Calls:
     @property
     def launching(self) -> Bools:
         """By their names: which calls launch kernels, or graphs of them."""
-        launch = np.array([*("launch" in word.lower() for word in self.api.categories), False], dtype=np.bool_)
+        words = [word.lower() for word in self.api.categories]
+        launch = np.array([*("launch" in word and "hostfunc" not in word for word in words), False], dtype=np.bool_)
         chosen: Bools = launch[self.api.codes]
         return chosen
 

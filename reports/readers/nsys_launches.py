@@ -9,7 +9,8 @@ import numpy.typing as npt
 import pandas as pd
 
 from reports.attribution import NONE, Load, Ranges, match
-from reports.onnx_names import nodes_of_layer, nodes_of_operation
+from reports.onnx_names import nodes_of_operation
+from reports.origins import of_layer
 from reports.readers.nsys_events import NOWHERE, Bools, Calls, Captures, Ints, Ops, Spans, categorical
 
 TENSORRT, MYELIN = "tensorrt", "myelin"  # how the domains' names begin, in small letters
@@ -122,14 +123,14 @@ def named(spans: Spans, rows: Ints) -> pd.Categorical:
 
 
 def onnx_nodes(layer: pd.Categorical, operation: pd.Categorical) -> npt.NDArray[np.object_]:
-    """The nodes behind each launch: those of its operation if it is in one, else those of its layer."""
-    of_layer = [*map(nodes_of_layer, layer.categories), ()]
-    of_operation = [*map(nodes_of_operation, operation.categories), ()]
-    nodes = np.empty(len(of_layer) + len(of_operation), dtype=object)
-    nodes[:] = [*of_layer, *of_operation]
+    """The nodes that are named behind each launch: by its operation if it is in one, else by its layer."""
+    by_layer = [*map(of_layer, layer.categories), ()]
+    by_operation = [*map(nodes_of_operation, operation.categories), ()]
+    nodes = np.empty(len(by_layer) + len(by_operation), dtype=object)
+    nodes[:] = [*by_layer, *by_operation]
     place = np.where(
         operation.codes == NONE,
-        layer.codes.astype(np.int64) % len(of_layer),
-        operation.codes.astype(np.int64) % len(of_operation) + len(of_layer),
+        layer.codes.astype(np.int64) % len(by_layer),
+        operation.codes.astype(np.int64) % len(by_operation) + len(by_layer),
     )
     return nodes[place]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -10,7 +10,8 @@ import pandas as pd
 
 from reports.attribution import NONE, paths
 from reports.onnx_names import nodes_of_layer, nodes_of_operation
-from reports.readers.nsys_events import Ints, Spans
+from reports.origins import shares
+from reports.readers.nsys_events import Bools, Calls, Ints, Spans
 from reports.readers.nsys_launches import Launches, Moments
 
 Tables = Mapping[str, pd.DataFrame]
@@ -33,6 +34,7 @@ def summarise(tables: Tables, launches: Mapping[str, Launches], moments: Moments
         "range_count": len(spans.start),
         "attributed_time_pct": 100 * inside / total if total else None,
         "unattributed": _unattributed(kernels, graphs),
+        "ties": shares(tables["kernels"]) if tables["kernels"]["tie"].notna().any() else None,
         "by_kernel": by_kernel(tables["kernels"]),
         "by_range": by_range(tables["ranges"], launches, moments, spans),
         "by_layer": by_layer(tables["kernels"], ["layer"], launches),
@@ -151,7 +153,7 @@ def by_memory_op(memory: pd.DataFrame) -> list[Row]:
     return _records(table.sort_values("total_ns", ascending=False, kind="stable"))
 
 
-def remarks(tables: Tables, launches: Mapping[str, Launches], spans: Spans) -> Iterator[str]:
+def remarks(calls: Calls, launches: Mapping[str, Launches], spans: Spans) -> Iterator[str]:
     """What a person should know before trusting the figures."""
     kernels, graphs = launches["kernels"], launches["graph_launches"]
     count, ranges = len(kernels.range), len(spans.start)
@@ -163,9 +165,42 @@ def remarks(tables: Tables, launches: Mapping[str, Launches], spans: Spans) -> I
         yield "the export has no NVTX ranges: nothing can be attributed to them"
     elif outside := int((kernels.range == NONE).sum()):
         yield f"{outside} of {count} kernels were launched in no range"
+    launched, without = _without_kernels(calls, (kernels, graphs))
+    if without:
+        yield (
+            f"{without} of {launched} launches have no kernel in the export: they failed, or the recording ended before"
+            " their kernels did (a captured range must synchronise before it closes)"
+        )
     if lost := int((kernels.call == NONE).sum()):
         yield f"{lost} of {count} kernels have no launch call in the export"
     if unclosed := int(spans.open.sum()):
         yield f"{unclosed} of {ranges} ranges were never closed: they count until the end of the trace"
     if backwards := sum(int((part.ops.length < 0).sum()) for part in launches.values()):
         yield f"{backwards} operations end before they start"
+
+
+def _without_kernels(calls: Calls, launched: Iterable[Launches]) -> tuple[int, int]:
+    """How many launches there are, and how many of them nothing came from; several calls may speak of one launch."""
+
+    def keys(rows: Ints) -> pd.MultiIndex:
+        return pd.MultiIndex.from_arrays([calls.thread[rows] >> 24, calls.correlation.values[rows]]).unique()
+
+    asked = keys(np.flatnonzero(calls.launching & ~calls.correlation.missing & ~_capturing(calls)))
+    came = keys(np.concatenate([part.call[part.call != NONE] for part in launched]))
+    return len(asked), int((~asked.isin(came)).sum())
+
+
+def _capturing(calls: Calls) -> Bools:
+    """Which calls were made on a thread that was capturing a CUDA graph: what they launch does not run."""
+    inside = np.zeros(len(calls.start), dtype=np.bool_)
+    begins, ends = (
+        np.array([*(f"Stream{word}Capture" in api for api in calls.api.categories), False])[calls.api.codes]
+        for word in ("Begin", "End")
+    )
+    for thread in np.unique(calls.thread[begins]):
+        mine = calls.thread == thread
+        begun, ended = (
+            np.searchsorted(np.sort(calls.start[mine & part]), calls.start[mine]) for part in (begins, ends)
+        )
+        inside[mine] = begun > ended
+    return inside

@@ -134,7 +134,7 @@ def _notes(log: Log, summary: dict[str, Any]) -> list[str]:
     elif with_count < len(log.banners):
         notes.append(f"{with_count} of {len(log.banners)} runs have a summary: the others were killed or cut")
     if reported is not None and reported != printed:
-        notes.append(_difference(printed, reported, summary.get("not_printed")))
+        notes.append(difference(printed, reported, summary.get("not_printed")))
     if with_count > 1:
         notes.append(f"{with_count} summaries: their counts are added")
     if reported == 0 and summary["target"]:
@@ -146,7 +146,8 @@ def _notes(log: Log, summary: dict[str, Any]) -> list[str]:
     return notes
 
 
-def _difference(printed: int, reported: int, not_printed: int | None) -> str:
+def difference(printed: int, reported: int, not_printed: int | None) -> str:
+    """What to say where records and the tool's own count of them are not the same number."""
     if printed > reported:
         return f"{printed} records are printed, and the summary counts {reported}"
     left_out = f": the tool left {not_printed} out (--print-limit)" if not_printed else ""

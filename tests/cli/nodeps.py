@@ -1,4 +1,4 @@
-"""Run by `nox -s nodeps` where only the base install is: everything imports, doctor and a bisect work. No pytest here."""
+"""Run where only the base install is (the README's first command, `nox -s nodeps`): no pytest here."""
 
 from __future__ import annotations
 

@@ -206,13 +206,19 @@ def test_killed_and_resumed(chain, number):
     assert result["evaluations"] + before == len(steps())
 
 
+FLAKY = """
+import pathlib, sys
+asked = pathlib.Path("asked")
+asked.write_text("x" * (len(asked.read_text()) + 1 if asked.exists() else 1))
+lowered = pathlib.Path(sys.argv[1]).stat().st_size > pathlib.Path("chain.onnx").stat().st_size
+sys.exit(lowered and len(asked.read_text()) % 2)
+"""
+
+
 def test_flaky_verdicts_are_reported_and_not_believed(chain):
-    Path("flaky.py").write_text(
-        "import random, sys, onnx; n = len(onnx.load(sys.argv[1]).graph.node); sys.exit(random.randint(0, 1) if n > 26 else 0)"
-    )
-    code, result = bisect(
-        chain, "--fault", "check", "--check", f"{sys.executable} flaky.py {{model}}", "--repeat", 8, "--budget", 12
-    )
+    Path("flaky.py").write_text(FLAKY)
+    check = f"{sys.executable} {Path('flaky.py').resolve()} {{model}}"
+    code, result = bisect(chain, "--fault", "check", "--check", check, "--repeat", 2, "--budget", 6)
     assert code == 125
     assert result["unresolved"] >= 1
     assert any("not deterministic" in (row["signature"] or "") for row in steps())

@@ -108,15 +108,19 @@ def test_other_inputs_take_the_engines_and_infer_again(backend):
     _, result = bisect("chain.onnx", "--seed", 7, out="again")
     assert backend.builds == builds
     assert result["culprits"] == CULPRITS
-    assert not any(row["cached"] for row in rows("again/raw/trials/trials.jsonl"))
+    assert not any(row["cached"] or row["built"] for row in rows("again/raw/trials/trials.jsonl"))
+    assert any("engines built: 0 (0 s of building), found and run again: 5" in note for note in result["notes"])
 
 
 @pytest.mark.slow
-def test_a_builder_that_is_worse_than_the_emulation_is_found_out(backend):
-    backend.says(lowered={"/layer.9/gain": "wrong"})
+def test_where_the_suspicion_is_too_narrow_the_engine_s_own_tensors_are_looked_at(backend):
+    """The emulation knows of layer 4 alone."""
+    backend.says(overflows=["/layer.9/gain"])
     code, result = bisect("chain.onnx")
     assert (code, result["culprits"]) == (1, [*CULPRITS, "/layer.9/gain"])
     assert result["certified_minimal"]
+    assert any("whose tensors accuse 2 more" in note for note in result["notes"])
+    assert backend.builds <= 11
 
 
 @pytest.mark.slow
@@ -204,8 +208,8 @@ def test_a_model_with_plugins_is_suspected_by_two_engines_whose_tensors_are_outp
     onnx.save(chain, "gelu.onnx")
     code, result = bisect("gelu.onnx")
     assert (code, result["culprits"], result["certified_minimal"]) == (1, CULPRITS, True)
-    assert any(note.startswith("measured on two engines") for note in result["notes"])
-    assert backend.builds == 7, "the two, and five as for any other model"
+    assert any(note.startswith("looked for in an engine") for note in result["notes"])
+    assert backend.builds == 6, "that one, and five as for any other model"
 
 
 # crash
@@ -332,6 +336,15 @@ def test_no_switch_cures(backend):
 def test_options_that_do_not_go_together_are_refused(backend, capsys, words, said):
     assert bisect("chain.onnx", *words)[0] == 2
     assert said in " ".join(capsys.readouterr().err.split())
+
+
+@pytest.mark.parametrize("fault", ["precision", "crash", "route"])
+def test_a_machine_on_which_nothing_builds_is_refused_and_no_node_is_blamed(backend, capsys, fault):
+    backend.says(refused="backend trt does not build here: there is no GPU here")
+    assert bisect("chain.onnx", "--fault", fault)[0] == 2
+    said = " ".join(capsys.readouterr().err.split())
+    assert "there is no GPU here" in said
+    assert "leave --backend out" in said
 
 
 def test_options_of_engines_need_a_backend(backend, capsys):

@@ -13,10 +13,11 @@ import subprocess
 import sys
 from pathlib import Path
 
+import click
 import pytest
 
 from harness.optional import LIBRARIES, Library
-from probes import doctoring
+from probes import abilities, cli, doctoring
 from probes.doctoring import Kind
 
 SECRET, HOME = "a-value-that-nobody-may-see", "/somebodys-home"
@@ -70,7 +71,8 @@ def test_a_bare_machine_lacks_every_tool_and_says_how_to_get_it(bare, examine):
     tools = [check for check in checks.values() if check.kind is Kind.TOOL]
     assert len(tools) == len(doctoring.TOOLS)
     assert not any(check.found or check.works for check in tools)
-    assert all(check.install and check.purpose.startswith("to ") for check in checks.values() if check.name != "python")
+    assert all(check.purpose.startswith("to ") for check in checks.values())
+    assert {name for name, check in checks.items() if not check.install} == {"cuda-memcheck"}, "nothing brings it back"
     assert not checks["gpu"].found
     assert not checks["counters"].works
 
@@ -107,6 +109,12 @@ def test_a_file_that_is_no_program(bare, examine, fake_tool):
     check = examine(folder)["ncu"]
     assert check.found
     assert "cannot be started" in check.note
+
+
+def test_a_tool_that_is_too_old_is_told(bare, examine, fake_tool):
+    check = examine(fake_tool("nsys", "echo NVIDIA Nsight Systems version 2020.3.1.72"))["nsys"]
+    assert check.works
+    assert check.note == "older than 2021.1, the oldest that probe drives"
 
 
 def test_the_newest_in_the_usual_places_is_taken_and_said(bare, examine, tmp_path):
@@ -226,26 +234,56 @@ def test_the_home_folder_is_not_told(library, examine, monkeypatch):
     assert "~/lib/x.so" in examine()[name].note
 
 
-def test_the_summary_tells_what_can_be_done_and_what_could():
-    here = doctoring.Check("onnx", Kind.LIBRARY, True, True, "1", "", "")
-    checks = [here, dataclasses.replace(here, name="onnxruntime"), dataclasses.replace(here, name="gpu", works=False)]
-    line = doctoring.summarise(checks)
-    assert line.startswith("without a GPU you can: find the nodes that lose accuracy")
-    assert "with tensorrt_rtx you could: find what fails a TensorRT-RTX build" in line
-    assert "with tensorrt and gpu you could: find what fails a TensorRT build" in line
-    with_gpu = doctoring.summarise([*checks[:2], dataclasses.replace(here, name="gpu")])
-    assert with_gpu.startswith("with this GPU you can:")
-    assert "with tensorrt you could" in with_gpu
+def here(*names: str) -> list[doctoring.Check]:
+    return [doctoring.Check(name, Kind.LIBRARY, True, True, "1", "", "") for name in names]
+
+
+def test_what_each_verb_lacks_is_told():
+    lacks = {
+        ability.command: missed for ability, missed in doctoring.lacking(here("onnxruntime", "gpu", "cupy")).items()
+    }
+    assert lacks["bisect MODEL.onnx"] == ()
+    assert lacks["bisect --backend trt"] == ("tensorrt",)
+    assert lacks["printf --gpu"] == (), "one of the two compilers is enough"
+    assert lacks["profile --ncu"] == ("ncu", "counters")
+
+
+def test_the_summary_counts_what_can_be_done():
+    some, more = (doctoring.summarise(here(*names)) for names in (["onnxruntime"], ["onnxruntime", "gpu", "nvcc"]))
+    assert some.startswith("without a GPU, 3 of the ")
+    assert more.startswith("with this GPU, 7 of the ")
+
+
+def test_every_verb_has_an_ability():
+    named = {word.strip(",") for ability in abilities.ABILITIES for word in ability.command.split()}
+    assert set(cli.probe.commands) - {"doctor"} <= named
 
 
 def test_abilities_rest_on_things_that_doctor_looks_for():
-    known = {
-        "gpu",
-        *LIBRARIES,
-        *(lib.module for lib in doctoring.BASE_LIBRARIES),
-        *(tool.name for tool in doctoring.TOOLS),
-    }
-    assert {need for ability in doctoring.ABILITIES for need in ability.needs} <= known
+    known = {"gpu", "counters", *LIBRARIES, *(tool.name for tool in doctoring.TOOLS)}
+    assert {name for ability in abilities.ABILITIES for need in ability.needs for name in need.split("|")} <= known
+
+
+def test_options_of_abilities_are_those_of_the_verbs():
+    for ability in abilities.ABILITIES:
+        options = {
+            name for one in options_of(cli.probe.commands[ability.command.split()[0].strip(",")]) for name in one.opts
+        }
+        assert {word for word in ability.command.replace("=", " ").split() if word.startswith("--")} <= options | {
+            "--gpu"
+        }
+
+
+def options_of(command: click.Command) -> list[click.Parameter]:
+    commands = command.commands.values() if isinstance(command, click.Group) else [command]
+    return [one for each in commands for one in each.params]
+
+
+def test_one_line_brings_all_that_it_brings():
+    gone = [
+        dataclasses.replace(one, works=False, install="pip install 'probe-trt[gpu]'") for one in here("cupy", "pycuda")
+    ]
+    assert doctoring.missing([*gone, *here("onnx")]) == {"pip install 'probe-trt[gpu]'": ["cupy", "pycuda"]}
 
 
 # The whole command, in a process of its own.
@@ -264,7 +302,9 @@ def test_the_table_and_the_file(reported):
     assert (done.returncode, done.stderr) == (0, "")
     for check in document["checks"]:
         assert check["name"] in done.stdout
-    assert document["summary"].split(":")[0] in done.stdout
+    assert done.stdout.endswith(f"{document['summary']}\n")
+    assert all(ability["command"].removeprefix("probe ") in done.stdout for ability in document["abilities"])
+    assert all(ability["here"] is (ability["lacks"] == []) for ability in document["abilities"])
     assert document["healthy"] is True
 
 
@@ -317,8 +357,10 @@ def test_a_broken_base_is_exit_code_1(root, tmp_path):
         [sys.executable, "-c", script, "doctor"], env=env, capture_output=True, text=True, check=False
     )
     assert done.returncode == 1
-    (row,) = (line for line in done.stdout.splitlines() if "ImportError: broken" in line)
-    assert row.split()[:2] == ["jinja2", "broken"]
+    lines = done.stdout.splitlines()
+    assert [line.split()[1] for line in lines if line.split()[:1] == ["jinja2"]] == ["broken"]
+    assert any(line.startswith("jinja2: does not load") and "ImportError: broken" in line for line in lines)
+    assert any(line.split() == ["pip", "install", "jinja2", "#", "jinja2"] for line in lines)
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
@@ -401,6 +443,26 @@ def test_usage(probe, arguments, code):
     done = probe(*arguments)
     assert done.returncode == code
     assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("group", [(), ("ladder",), ("kernels",)])
+def test_the_help_names_every_verb_under_a_title(group):
+    command = cli.probe
+    for name in group:
+        command = command.commands[name]
+    listed = [name for texts in command.titles.values() for name in texts]
+    assert sorted(listed) == sorted(command.commands)
+
+
+@pytest.mark.parametrize("width", [60, 110])
+def test_the_help_of_a_verb_shows_every_option_once_under_its_heading(width):
+    context = click.Context(cli.bisect, info_name="probe bisect", terminal_width=width)
+    text = cli.bisect.get_help(context)
+    for title, parameters in cli.bisect.sections.items():
+        part = text.partition(f"\n{title}:\n")[2].partition("\n\n")[0]
+        assert all(f"  {one.opts[0]}" in part for one in parameters if isinstance(one, click.Option))
+    assert "--help" in text.rpartition("Results:")[2]
+    assert max(map(len, text[text.index("What to look for") :].splitlines())) <= width
 
 
 def test_a_json_file_that_cannot_be_written_is_refused_before_any_work(probe, tmp_path):

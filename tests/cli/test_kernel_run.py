@@ -81,6 +81,7 @@ def test_a_template_is_instantiated_by_its_entry(probe, tmp_path, inputs):
     [(["--entry", "absent"], 2, "has no kernel absent"),
      ([], 2, "kernels: "),
      (["--entry", "traps", "--check", "races"], 2, "no such check: races"),
+     (["--entry", "traps", "--check", "asan,race"], 2, "two runs: --check asan, and --check all"),
      (["--entry", "race"], 2, "no value for y")],
 )  # fmt: skip
 def test_wrong_use_is_told(probe, tmp_path, words, code, told):
@@ -99,6 +100,33 @@ def test_wrong_use_is_told(probe, tmp_path, words, code, told):
     )
     assert (done.returncode, done.stdout) == (code, "")
     assert told in done.stderr
+
+
+def test_a_source_that_is_not_there_is_told_with_what_to_give(probe, tmp_path):
+    done = probe("kernels", "run", "missing.cu", "--block", 1, "--emulate", cwd=tmp_path)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "missing.cu: file: expected a CUDA source" in done.stderr
+    assert "try: give the path of a .cu file" in done.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_array_of_a_threads_own_is_checked_by_the_build_that_is_asked_for(probe, tmp_path, inputs):
+    args = inputs(index=np.full(32, 8, np.int32), y=np.zeros(32, np.float32))
+    words = (
+        "kernels",
+        "run",
+        DATA / "locals.cu",
+        "--entry",
+        "through_pointer",
+        "--block",
+        32,
+        "--args",
+        args,
+        "--emulate",
+    )
+    done = probe(*words, "--check", "asan", "--out", tmp_path / "asan", "--json", "-", cwd=tmp_path)
+    (row,) = json.loads(done.stdout)["findings"]
+    assert (done.returncode, row["kind"], row["line"], row["count"]) == (1, "Invalid __local__ read", 17, 32)
 
 
 def test_a_source_that_does_not_compile_gives_the_users_line(probe, tmp_path):

@@ -63,6 +63,16 @@ def test_the_command_works_on_a_fresh_clone(repository, tmp_path, name):
         capture_output=True, text=True, timeout=900, check=False,
     )  # fmt: skip
     assert done.returncode == EXPECTED[name], f"{done.stdout[-4000:]}\n{done.stderr[-4000:]}"
+    if name == "use":
+        check_base_install(tmp_path)
+
+
+def check_base_install(folder: Path) -> None:
+    """What the first command installed is the base alone: everything imports there, doctor and bisect work."""
+    argv = [folder / "probe" / ".venv" / "bin" / "python", "-P", ROOT / "tests" / "cli" / "nodeps.py"]
+    (folder / "away").mkdir()  # from the checkout, so that what is imported is what was installed
+    done = subprocess.run(argv, cwd=folder / "away", capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, f"{done.stdout[-4000:]}\n{done.stderr[-4000:]}"
 
 
 def test_every_verb_is_in_the_table_and_no_other_is_said_to_work():

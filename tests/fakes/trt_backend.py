@@ -1,10 +1,11 @@
 """A TensorRT that is none: the process of one trial, with ONNX Runtime for inference and the emulation for FP16.
 
 `trt_backend.py TRIAL.json RESULT.json`. The file that FAKE_TRT names says in JSON what is wrong with this "TensorRT":
-gpus, version, strong, seconds (of a build), log (a line for each build), and what befalls a trial:
+gpus, version, strong, seconds (of a build), log (a line for each build), refused (nothing can be built, and why), and what
+befalls a trial:
 lowered {node: what} where a node is not held in FP32, present {node: what} where it is in the model, fused {tensor: what}
 unless it is materialised, default [kind, value, what] unless that switch is set. What: segv, hang, cuda, memory, build,
-wrong, nan.
+wrong, nan. overflows [node]: what these make does not fit FP16, unless they are held in FP32.
 """
 
 from __future__ import annotations
@@ -17,10 +18,12 @@ import time
 from pathlib import Path
 
 import numpy as np
-from onnx import TensorProto, helper
+import onnx
+from onnx import TensorProto, helper, numpy_helper
 
 from harness.engines.layers import LayerFact
 from harness.models import model as models
+from harness.models import submodel
 from harness.models.emulate import Emulation, lowerable
 from harness.models.inputs import load_samples
 from harness.models.precision import Precision
@@ -40,6 +43,9 @@ def main() -> int:
         result.write_text(json.dumps(said))
 
     tell()
+    if "refused" in ASKED:
+        tell(error="UsageError", message=ASKED["refused"], hint="--backend ort-cpu")
+        return 2
     if trial.survey:
         tell(stage="done", ok=True, facts=survey(trial))
         return 0
@@ -108,21 +114,37 @@ def infer(trial: Trial) -> list[dict]:
     """Plugins by standard operators, FP16 by the emulation; marked tensors are outputs."""
     model = models.load(trial.source)
     held = set(trial.options.layer_precisions)
-    free = {node.key for node in model.nodes} - held
     plugins = [node.index for node in model.nodes if trt_plugins.is_plugin(node.proto)]
     proto = trt_plugins.replaced(model, plugins)
+    if trial.options.precision == "fp16":
+        overflow(proto, [name for name in ASKED.get("overflows", []) if name not in held])
     names = [*model.outputs, *trial.options.outputs]
     for name in trial.options.outputs:
         proto.graph.output.append(helper.make_tensor_value_info(name, TensorProto.FLOAT, None))
-    whole = models.from_proto(proto, trial.source) if plugins or trial.options.outputs else model
+    whole = models.load(submodel.save(proto, model.weights, Path(sys.argv[2]).with_name("varied.onnx")))
     feeds = load_samples(trial.samples)
     if trial.options.precision != "fp16":
-        runner = Runner(whole.proto, model.weights | whole.weights)
+        runner = Runner(whole.proto, whole.weights)
         return [dict(zip(names, runner.run(one), strict=True)) for one in feeds]
-    whole.weights.update(model.weights)
     emulation = Emulation(whole, Precision.FP16)
-    lowered = [i for i in lowerable(whole, Precision.FP16) if whole.nodes[i].key in free]
+    lowered = [i for i in lowerable(whole, Precision.FP16) if whole.nodes[i].key not in held]
     return [dict(zip(names, emulation.run(one, lowered), strict=True)) for one in feeds]
+
+
+def overflow(proto: onnx.ModelProto, names: list[str]) -> None:
+    """Scale what these nodes make up and down again."""
+    for name, value in (("fault/up", 2.0**20), ("fault/down", 2.0**-20)):
+        proto.graph.initializer.append(numpy_helper.from_array(np.float32(value), name))
+    nodes = []
+    for node in proto.graph.node:
+        nodes.append(onnx.NodeProto.FromString(node.SerializeToString()))
+        if node.name in names:
+            made = node.output[0]
+            nodes[-1].output[0] = f"{made}/raw"
+            nodes.append(helper.make_node("Mul", [f"{made}/raw", "fault/up"], [f"{made}/up"], name=f"{name}/up"))
+            nodes.append(helper.make_node("Mul", [f"{made}/up", "fault/down"], [made], name=f"{name}/down"))
+    del proto.graph.node[:]
+    proto.graph.node.extend(nodes)
 
 
 def survey(trial: Trial) -> dict:

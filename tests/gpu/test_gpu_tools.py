@@ -24,14 +24,18 @@ LATE = r"""
 #include <cuda_runtime.h>
 #include <nvtx3/nvToolsExt.h>
 __global__ void fill(float* p, int n) { int i = blockIdx.x * blockDim.x + threadIdx.x; if (i < n) p[i] = i; }
-int main() {
+__global__ void spin(long long cycles) { long long start = clock64(); while (clock64() - start < cycles) {} }
+int main(int count, char** words) {
+    char how = count > 1 ? words[1][0] : '-';  // w: each range waits for its kernel, r: its kernel runs on for long
     float* p;
     cudaMalloc(&p, 400);
     for (int step = 0; step < 20; ++step) {
         char name[32];
         snprintf(name, sizeof name, "step %d", step);
         nvtxRangePushA(name);
-        fill<<<1, 128>>>(p, step == 13 ? 128 : 100);
+        if (how == 'r') spin<<<1, 1>>>(200000000LL);
+        else fill<<<1, 128>>>(p, step == 13 ? 128 : 100);
+        if (how == 'w') cudaDeviceSynchronize();
         nvtxRangePop();
     }
     return cudaDeviceSynchronize() != cudaSuccess;
@@ -157,10 +161,18 @@ def test_a_timeline_of_any_program(late, tmp_path):
 
 @needs(nsys.WANTED)
 def test_one_range_of_it(late, tmp_path):
-    code, result = run("profile", "--nsys", "--range", "step 4", "--", late, out=tmp_path / "run")
+    code, result = run("profile", "--nsys", "--range", "step 4", "--", late, "waits", out=tmp_path / "run")
     assert code == 0, result
     assert result["top"]["nsys.sqlite"]["rows"]["kernels"] == 1
     assert result["tools"][0]["program_exit_code"] == 0  # it went on to its end
+
+
+@needs(nsys.WANTED)
+def test_a_range_that_closes_before_its_kernel_ends_is_told(late, tmp_path):
+    """nsys stops with the range, and what still runs then is not recorded: it must not look as if nothing ran."""
+    code, result = run("profile", "--nsys", "--range", "step 4", "--", late, "runs on", out=tmp_path / "run")
+    assert code == 125, result
+    assert "kernels that the range step 4 launched ended before it closed" in result["tools"][0]["error"]
 
 
 @needs(nsys.WANTED)

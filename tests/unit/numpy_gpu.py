@@ -219,7 +219,9 @@ class NumpyGpu:
         module, entry = self.objects[function]
         known = self.parameters[function]
         addresses = (ctypes.c_void_p * len(known.arguments)).from_address(parameters)
-        arguments = tuple(self._argument(kind, address) for kind, address in zip(known.arguments, addresses, strict=True))
+        arguments = tuple(
+            self._argument(kind, address) for kind, address in zip(known.arguments, addresses, strict=True)
+        )
         defines = tuple((name, value) for name, value in module["defines"])
         self.add(stream, Launch(Path(module["source"]), entry, tuple(sizes[:3]), tuple(sizes[3:]), arguments, shared, defines,
                                 known.names))  # fmt: skip
@@ -344,7 +346,9 @@ class NumpyGpu:
         """float64 of a column-major matrix."""
         dtype, rows, columns, leading = layout
         name = STORED[dtype]
-        raw = self.at(address, ((columns - 1) * leading + rows) * (2 if name == "bfloat16" else np.dtype(name).itemsize))
+        raw = self.at(
+            address, ((columns - 1) * leading + rows) * (2 if name == "bfloat16" else np.dtype(name).itemsize)
+        )
         if name == "bfloat16":
             values = (raw.view(np.uint16).astype(np.uint32) << 16).view(np.float32)
         else:
@@ -354,7 +358,7 @@ class NumpyGpu:
         return padded.reshape(columns, leading)[:, :rows].T
 
     def _store(self, address: int, layout: tuple[int, ...], made: np.ndarray) -> None:
-        dtype, rows, columns, leading = layout
+        dtype, rows, _, leading = layout
         name = STORED[dtype]
         assert rows == leading, "results lie close together here"
         if name in ("int8", "int32"):

@@ -8,11 +8,12 @@ those of two LayerNormalization a layer, with a GELU of five nodes between them.
 
 from __future__ import annotations
 
+import re
+
 import numpy as np
 import onnx
 from onnx import TensorProto, helper
-
-from tests.small_models import make_proto
+from small_models import make_proto
 
 LAYERS = 4
 DENSE = ("q", "k", "v", "o", "f1", "f2")
@@ -60,8 +61,22 @@ def make() -> onnx.ModelProto:
     return make_proto(nodes, [("x", TensorProto.FLOAT, shape)], [("y", TensorProto.FLOAT, shape)], constants)
 
 
-# Operation of Myelin (the start of its name) -> the nodes that it must have come from, for layer N.
+# How the name of an operation of Myelin begins, N a layer -> the nodes of that layer that it must have come from.
 TRUTH = {
-    "lN_qk_matrix": {"qk"}, "shuffle_output_lN_qk": {"qk", "scale", "softmax"}, "lN_pv": {"pv"}, "lN_o_": {"o"},
-    "lN_res1": {"res1", "ln1"}, "lN_f1_": {"f1"}, "lN_f2_": {"f2"}, "lN_res2": {"res2", "ln2"},
+    "fc__": ("q", "k", "v"), "lN_qk_matrix": ("qk",), "shuffle_output_lN_qk": ("qk", "scale", "softmax"),
+    "lN_pv": ("pv",), "lN_o_": ("o",), "lN_res1": ("res1", "ln1"), "lN_f1_": ("f1",), "lN_f2_": ("f2",),
+    "gelu_": ("gelu.div", "gelu.erf", "gelu.add", "gelu.mul", "gelu.half"), "lN_res2": ("res2", "ln2"),
 }  # fmt: skip
+
+
+def nodes_of(operation: str, layer: int) -> set[str]:
+    """All that an operation can have come from; `layer` says it where the name does not."""
+    name = re.sub(r"^(?:slice|reshape)__mye\d+\+", "", operation)
+    for number in range(LAYERS):
+        if numbered := re.match(r"\(Unnamed Layer_ (\d+)\)", name):
+            which = (33, 54, 87, 105, 138, 156, 189, 207).index(int(numbered[1]))
+            return {f"l{which // 2}.ln{which % 2 + 1}", *(["out"] if which == 7 else [])}
+        for begins, nodes in TRUTH.items():
+            if name.startswith(begins.replace("lN", f"l{number}")) and (number == layer or "lN" in begins):
+                return {f"l{number}.{node}" for node in nodes}
+    return set()

@@ -94,6 +94,7 @@ def test_the_error_function_is_right_to_1e_11():
         ({"precision": "fp16", "permuted": False}, 3e-3),
         ({"precision": "fp16"}, 3e-3),
         ({"precision": "fp16", "inputs_first": True}, 3e-3),
+        ({"precision": "fp16", "residual_in_product": True, "fused_gelu": False}, 3e-3),
         ({"precision": "fp16", "packed": True}, 3e-3),
         ({"precision": "bf16"}, 2e-2),
         ({"precision": "int8"}, 5e-2),

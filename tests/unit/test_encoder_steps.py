@@ -60,10 +60,12 @@ def test_sums(random, dtype):
 
 @pytest.mark.parametrize("dtype", FLOATS)
 @pytest.mark.parametrize("mean", [0.0, 30.0])
-def test_layernorm(random, dtype, mean):
-    x = stored(random.normal(mean, 1, (ROWS, COLUMNS)), dtype)
-    gamma, beta = (random.normal(1, 0.2, COLUMNS).astype(np.float32) for _ in range(2))
-    got = run(encoder_steps.layernorm(dtype, ROWS, COLUMNS, 1e-12), {"x": x, "gamma": gamma, "beta": beta})["output"]
+@pytest.mark.parametrize(("layernorm", "columns"), [
+    (encoder_steps.layernorm, COLUMNS), (encoder_steps.layernorm_once, COLUMNS), (encoder_steps.layernorm_once, 768)])  # fmt: skip
+def test_layernorm(random, dtype, mean, layernorm, columns):
+    x = stored(random.normal(mean, 1, (ROWS, columns)), dtype)
+    gamma, beta = (random.normal(1, 0.2, columns).astype(np.float32) for _ in range(2))
+    got = run(layernorm(dtype, ROWS, columns, 1e-12), {"x": x, "gamma": gamma, "beta": beta})["output"]
     expected = reference.layer_norm(x, gamma.astype(float), beta.astype(float))
     np.testing.assert_array_less(np.abs(got - expected), 2 * numbers.rounding(np.abs(expected), dtype) + 2e-5)
 

@@ -2,22 +2,15 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 
-import fake_gpu
 import ladder_session
 import numpy as np
 import pytest
 
 from harness.bert.plan import PlanOptions
-from harness.cuda import cublaslt, launch
-from harness.cuda.compile import Built
-from harness.cuda.launch import Call
 from harness.errors import UsageError
 from harness.record import Session
-from probes.kernels import benching as kernel_benching
-from probes.kernels.benching import Roofs
 from probes.laddering import rungs
 from probes.laddering import running as laddering
 from probes.laddering.rungs import RUNGS
@@ -67,58 +60,6 @@ def test_a_side_step_is_not_what_the_next_is_compared_with():
     assert laddering._speedups(25.0, before) == {"speedup_previous": 2.0, "speedup_total": 4.0}
     assert laddering._speedups(None, before) == {"speedup_previous": None, "speedup_total": None}
     assert laddering._speedups(25.0, []) == {"speedup_previous": None, "speedup_total": 1.0}
-
-
-# On a stand-in for the GPU: everything but the numbers
-
-
-@pytest.fixture
-def card(tmp_path, monkeypatch):
-    """Launches and products do nothing: outputs stay poison."""
-    gpu = fake_gpu.FakeGpu(fake_gpu.compile_driver(tmp_path))
-
-    class Nothing:
-        def __init__(self, device, step, *rest, tune=False):
-            self.shown = self.entry = getattr(step, "entry", "gemm")
-
-        def bind(self, *addresses, **named):
-            call = lambda stream: None  # noqa: E731
-            return call if named else Call(self.entry, "", contextlib.nullcontext(), call)
-
-    monkeypatch.setattr(launch, "build", lambda unit, compiler: Built(b"image", "", False))
-    monkeypatch.setattr(launch, "_Kernel", Nothing)
-    monkeypatch.setattr(cublaslt, "Matmul", Nothing)
-    monkeypatch.setattr(laddering, "device_here", lambda: gpu.device)
-    peaks = {"fp16": 7e14, "int8": 1.2e15, "fp32": 6e13}
-    monkeypatch.setattr(kernel_benching, "measure_roofs", lambda *_: Roofs(3e12, peaks))
-    return gpu
-
-
-def test_on_a_gpu_every_step_has_times_operations_and_a_share_of_the_roofline(card, tmp_path):
-    asked = laddering.Settings("tiny", batch=3, sequence=16, lengths="uniform", routes=("kernels",),
-                               steps=("fp32", "gelu", "varlen", "sparse", "int8", "graph"), seconds=0.001,
-                               out=tmp_path / "s")  # fmt: skip
-    made = laddering.climb(asked)
-    ours = [row for row in made.document["rungs"] if row["route"] == "kernels"]
-    assert [row["rung"] for row in ours] == ["fp32", "gelu", "varlen", "sparse", "int8", "graph"]
-    assert all(row["verdict"] == "fail" for row in ours if row["bound"])  # poison is not a result
-    assert made.exit_code == 1
-    for row in ours:
-        if row["rung"] == "sparse":
-            assert row["latency_ns"]["median"] is None
-            continue
-        assert row["latency_ns"]["median"] > 0
-        assert row["latency_ns"]["p99"] >= row["latency_ns"]["median"]
-        assert row["roofline_pct"] == pytest.approx(100 * row["bound_ns"] / row["latency_ns"]["median"])
-        assert {one["operation"] for one in row["operations"]} > {"attention", "FC1 product"}
-        assert len(row["layers"]) == 2
-    times = [row["latency_ns"]["median"] for row in ours if not row["aside"]]
-    assert ours[-1]["speedup_previous"] == pytest.approx(times[-2] / times[-1])
-    assert ours[-1]["speedup_total"] == pytest.approx(times[0] / times[-1])
-    # packed, int8 steps ask for less
-    flops = {row["rung"]: row["flops"] for row in ours}
-    assert flops["varlen"] < 0.75 * flops["gelu"]
-    assert (made.session.folder / "report.html").is_file()
 
 
 # The page

@@ -65,6 +65,28 @@ def test_bind_warm_up_measure_throughput_layers_in_this_order():
     assert made.statistics()["median"] == 101
 
 
+@given(st.integers(0, 50), st.integers(1, 500), st.integers(0, 500), st.floats(1e-6, 10), st.floats(0.01, 100))
+def test_what_takes_too_long_is_done_less_often_and_never_more_often(warmup, iterations, burst, inference_s, seconds):
+    asked = Schedule(warmup, iterations, burst=burst, seconds=seconds)
+    made = asked.fitted(inference_s)
+    assert made.iterations <= iterations
+    assert made.in_a_row <= burst
+    assert made.warmup <= warmup
+    assert made.iterations >= min(measuring.LEAST, iterations)
+    needed_s = inference_s * (made.warmup + made.iterations + made.in_a_row)
+    assert needed_s <= max(seconds, 2 * measuring.LEAST * inference_s) * 1.001 + 2 * measuring.LEAST * inference_s
+    if inference_s * (warmup + iterations + burst) <= seconds:
+        assert made == asked
+
+
+def test_the_second_inference_says_how_many_there_is_time_for():
+    runner = Recorder()
+    made = measuring.measure(runner, {}, Schedule(10, 100, layer_iterations=0, seconds=210 * 101e-9 / 10))
+    assert runner.done.count("once 0") == 2  # two to see how long one takes, of which a tenth of 10 need no more; then 10
+    assert len(made.columns["latency_ns"]) == 10
+    assert runner.done[-1] == "burst 10"
+
+
 def test_throughput_and_layers_can_be_left_out():
     runner = Recorder()
     made = measuring.measure(runner, {}, Schedule(0, 1, burst=0, layer_iterations=0))

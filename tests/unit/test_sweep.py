@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -10,8 +12,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from onnx import TensorProto, helper
 
+from harness.engines import document, measuring
 from harness.engines import sweep as engine_sweep
-from harness.engines.document import resized, tactics_of
+from harness.engines.document import Asked, resized, tactics_of
+from harness.engines.measuring import Schedule
+from harness.engines.options import BuildOptions
+from harness.engines.runner import Runner, Timed
 from harness.engines.sweep import Sweep, agreed, bounds, parse, shapes_at, steps_by_latency, steps_by_name
 from harness.errors import UsageError
 from reports import parts
@@ -131,6 +137,77 @@ def test_tactics_are_read_from_the_inspector_where_it_names_them():
     assert tactics_of(None) is None
 
 
+# What was measured outlives an interruption
+
+
+class Stopping(Runner):
+    """A runner that is interrupted when it is bound for the `last` time; what it runs takes a size's microseconds."""
+
+    inputs = outputs = ()
+
+    def __init__(self, last):
+        self.left = last
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *error):
+        pass
+
+    def bind(self, feeds):
+        self.left -= 1
+        if not self.left:
+            raise KeyboardInterrupt
+        self.size = feeds["ids"].shape[1]
+
+    def run(self):
+        return {}
+
+    def timed(self, count):
+        size = self.size
+
+        class Rows(Timed):
+            def once(self, index):
+                pass
+
+            def columns(self):
+                return {name: np.full(count, 1e3 * size) for name in measuring.COLUMNS}
+
+        return Rows()
+
+    def burst(self, count):
+        return count * self.size / 1e6
+
+    def layers(self, count):
+        return []
+
+
+def kept_of(last, sizes, backend="ort-cpu"):
+    """The last document that a sweep kept before its runner was interrupted (last 0: it never was)."""
+    engine = SimpleNamespace(
+        backend=backend, name="m.onnx", facts={}, notes=(), options=BuildOptions(), runner=lambda _: Stopping(last)
+    )
+    asked = Asked(engine, {"ids": np.zeros((1, 4))}, Schedule(0, 4, layer_iterations=0))
+    ids = helper.make_tensor_value_info("ids", TensorProto.FLOAT, [1, "n"])
+    kept = []
+    with contextlib.suppress(KeyboardInterrupt):
+        document.sweep(asked, Sweep("ids", 1, 1, sizes), [ids], keep=lambda made: kept.append(made()))
+    return kept[-1]
+
+
+@pytest.mark.parametrize(
+    ("last", "sizes", "notes"),
+    [(4, [1, 2, 3], ["stopped after 3 of 8 shapes"]), (12, list(range(1, 9)), []), (0, list(range(1, 9)), [])],
+    ids=["in the first round", "in the second", "never"],
+)
+def test_an_interrupted_sweep_keeps_the_shapes_that_it_has(last, sizes, notes):
+    made = kept_of(last, 8)
+    assert [point["size"] for point in made["points"]] == sizes
+    assert [point["latency_ns"]["median"] for point in made["points"]] == [1e3 * size for size in sizes]
+    assert made["notes"] == notes
+    assert {point["iterations"] for point in made["points"]} == {2 if last else 4}  # rounds that are not whole do not count
+
+
 # The page
 
 
@@ -153,7 +230,7 @@ def test_the_page_answers_first_and_draws_latency_throughput_and_steps(artifact)
     assert part.headline == "Latency grows from 1 ms at ids:1=1 to 6 ms at 6"
     assert part.detail.endswith("Steps (by kernels) at 3.")
     _, caption, figure = part.figures["p0-sweep"]
-    assert caption == "6 shapes, one engine, one process; dashed lines: 1 step of 1."
+    assert caption == "6 shapes, 5 iterations each, one engine, one process; dashed lines: 1 step of 1."
     assert [trace.name for trace in figure.data] == ["latency, 99 %", "latency, median", "throughput"]
     assert list(figure.data[1].y) == [1, 2, 3, 4, 5, 6]  # ms
     assert [shape.x0 for shape in figure.layout.shapes] == [3]

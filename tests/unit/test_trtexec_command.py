@@ -12,7 +12,9 @@ from harness.tools import trtexec
 from harness.tools.tool import Tool
 from harness.tools.trtexec import Options
 
-OLD_SWITCHES = frozenset({"--useCudaGraph", "--useSpinWait", "--noDataTransfers", "--noTF32", "--fp16", "--int8"})
+OLD_SWITCHES = frozenset(
+    {"--useCudaGraph", "--useSpinWait", "--noDataTransfers", "--noTF32", "--fp16", "--int8", "--separateProfileRun"}
+)
 V86 = Tool("trtexec", Path("/bin/trtexec"), (8, 6, 1), OLD_SWITCHES | {"--plugins"})
 V10 = Tool("trtexec", Path("/bin/trtexec"), (10, 16, 1), OLD_SWITCHES | {"--bf16", "--staticPlugins"})
 V11 = Tool("trtexec", Path("/bin/trtexec"), (11, 4, 0),
@@ -28,14 +30,14 @@ def words(options: Options, tool: Tool) -> list[str]:
 def test_the_whole_line():
     assert words(MODEL, V10) == [
         "/bin/trtexec", "--onnx=m.onnx", "--iterations=100", "--duration=0", "--warmUp=200", "--avgRuns=1",
-        "--profilingVerbosity=detailed", "--separateProfileRun", "--dumpProfile", "--exportTimes=/out/t.times.json",
+        "--separateProfileRun", "--profilingVerbosity=detailed", "--dumpProfile", "--exportTimes=/out/t.times.json",
         "--exportProfile=/out/t.profile.json", "--exportLayerInfo=/out/t.layers.json",
     ]  # fmt: skip
 
 
 @pytest.mark.parametrize(
     ("tool", "switched"),
-    [(V86, []), (V10, []), (V11, ["--noCudaGraph", "--noSpinWait", "--includeDataTransfers"])],
+    [(V86, ["--separateProfileRun"]), (V10, ["--separateProfileRun"]), (V11, ["--noCudaGraph", "--noSpinWait", "--includeDataTransfers"])],
     ids=["8.6", "10", "11"],
 )
 def test_the_defaults_of_11_are_turned_back_to_those_of_10(tool, switched):
@@ -45,7 +47,7 @@ def test_the_defaults_of_11_are_turned_back_to_those_of_10(tool, switched):
 
 @pytest.mark.parametrize(
     ("tool", "switched"),
-    [(V86, ["--useCudaGraph", "--useSpinWait", "--noDataTransfers"]), (V11, [])],
+    [(V86, ["--useCudaGraph", "--useSpinWait", "--noDataTransfers", "--separateProfileRun"]), (V11, [])],
     ids=["8.6", "11"],
 )
 def test_graph_spinning_and_no_transfers(tool, switched):

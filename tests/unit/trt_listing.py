@@ -30,7 +30,7 @@ FUNCTIONS = (
     "_ZN14nvcaffeparser123shutdownProtobufLibraryEv",
 )  # fmt: skip
 SIGNATURE = re.compile(r"^(?:\d+\. )?(\w+)\((.*?)\)(?: -> (.+))?$")
-OVERRIDE = re.compile(r"^\s*def (\w+)\(self(?:, (.*))?\)", re.MULTILINE)  # in the text of a class that is to be derived from
+OVERRIDE = re.compile(r"^\s*def (\w+)\(self(?:, (.*))?\)", re.MULTILINE)  # in the text of a class to derive from
 
 
 def lines_of(trt: ModuleType) -> list[str]:

@@ -19,13 +19,14 @@ from harness.errors import UsageError
 from harness.models.emulate import lowerable
 from harness.models.model import Model
 from harness.models.submodel import shape_tensors
-from harness.record import Answer, Outcome, Session
-from harness.workers import Query
+from harness.record import Outcome, Session
 from probes.bisecting.candidates import Candidate, by_scope, from_nodes
+from probes.bisecting.engines import evidence as trt_evidence
 from probes.bisecting.engines import plugins as trt_plugins
 from probes.bisecting.engines import repair as trt_repair
 from probes.bisecting.engines import search as trt_search
 from probes.bisecting.engines import suspects as trt_suspects
+from probes.bisecting.engines.evidence import Tell, Witness
 from probes.bisecting.engines.recipes import (
     Change,
     Cutting,
@@ -35,12 +36,11 @@ from probes.bisecting.engines.recipes import (
     Replacing,
     Switching,
     Tried,
-    Varied,
     frozen,
     profiles,
 )
 from probes.bisecting.engines.suspects import Suspicion
-from probes.bisecting.engines.trial import WORKER, Bench, Result, Trial, refuse, visible_gpus
+from probes.bisecting.engines.trial import WORKER, Bench, Trial, refuse, visible_gpus
 from probes.bisecting.question import Question
 from probes.bisecting.recipes import Lowered, scratch
 from probes.bisecting.search import Search, smallest_kept
@@ -50,6 +50,7 @@ TIMEOUT_S = 1800.0  # of one trial: a hang must not be for ever
 MEASURED = 50  # iterations of each engine
 LEVELS = (5, 4, 2, 1, 0)  # beside the default, 3: those that keep most of the speed first
 BASELINE = "engines of the FP32 model fail, too: --fault crash, fusion or route"
+ELSEWHERE = "leave --backend out to emulate on the CPU, or --backend trt-rtx, which builds without a GPU; probe doctor"
 WORDS = re.compile(r"\[([^\]]*)\]")  # what a switch may be set to, among its words
 
 
@@ -95,14 +96,16 @@ class Setting:
         )  # fmt: skip
 
 
-def pose(settings: Settings, model: Model, samples: tuple[Path, ...], session: Session) -> Question:
-    """The question that a fault asks of engines."""
+def pose(
+    settings: Settings, model: Model, samples: tuple[Path, ...], session: Session, tell: Tell = lambda _: None
+) -> Question:  # fmt: skip
+    """The question that a fault asks of engines. `tell` hears what is built before anything is asked."""
     setting = survey(settings, model, samples, session)
     if settings.tries_engines and settings.fault in ("precision", "finite", "fusion") and not setting.runs:
         raise UsageError(f"--fault {settings.fault} runs engines, and {settings.backend} does not run here: there is no GPU for it",
                          hint="leave --backend out to emulate on the CPU; --fault build, crash and route only build")  # fmt: skip
     makers = {"precision": _precision, "finite": _precision, "crash": _crash, "fusion": _fusion, "route": _route}
-    return makers[settings.fault](setting, session)
+    return makers[settings.fault](setting, tell)
 
 
 def survey(settings: Settings, model: Model, samples: tuple[Path, ...], session: Session) -> Setting:
@@ -116,9 +119,9 @@ def survey(settings: Settings, model: Model, samples: tuple[Path, ...], session:
     with scratch(bench.folder) as folder:
         told = replace(bench, checker=None).alone(Trial(model.path.absolute(), options, survey=True), folder / "survey")
     network = told.facts.get("network", {})
-    if not told.ok and (settings.fault != "crash" or told.error == "DependencyMissing"):
-        refuse(told)
     facts = told.facts.get("facts", {})
+    if not told.ok and (settings.fault != "crash" or not facts):  # without facts nothing can be built here
+        refuse(replace(told, hint=ELSEWHERE) if told.error == "UsageError" and not facts else told)
     gpus = visible_gpus(int(told.facts.get("gpus", 0)))
     bench = replace(bench, facts=tuple(sorted(facts.items())), gpus=gpus)
     if settings.backend == "trt":
@@ -130,7 +133,7 @@ def survey(settings: Settings, model: Model, samples: tuple[Path, ...], session:
 # precision and finite
 
 
-def _precision(setting: Setting, session: Session) -> Question:
+def _precision(setting: Setting, tell: Tell) -> Question:
     settings, model = setting.asked, setting.model
     candidates = _lowerable(setting)
     nodes = tuple((c.id, c.key) for c in candidates)
@@ -138,13 +141,16 @@ def _precision(setting: Setting, session: Session) -> Question:
     judged = Judged(policy, settings.tolerance)
     lowering = Lowering(nodes, settings.precision.value)
     recipe = setting.tried(lowering, judged)
-    costs = _costs(setting, lowering, recipe, candidates) if settings.objective == "time" else None
+    witness = Witness(model, candidates, lowering, recipe, setting.options, _marked(setting, candidates))
+    costs = witness.costs() if settings.objective == "time" else None
     on_cpu = Lowered(
         model.path.absolute(), setting.samples, settings.precision, policy, settings.tolerance, settings.threads
     )
+    tell("emulating on the CPU first")
     suspicion = trt_suspects.emulated(on_cpu, candidates, setting.cache, costs)
     if not suspicion.evaluations:  # ONNX Runtime cannot run the model
-        suspicion = _measured(setting, lowering, recipe, candidates, suspicion)
+        suspicion = trt_evidence.measured(witness, suspicion)
+    suspicion = trt_evidence.confirmed(witness, suspicion, tell)
     known = {c.id for c in candidates}
     suspects = tuple(c for c in suspicion.suspects if c in known)
     return Question(
@@ -178,43 +184,17 @@ def _search(
     return partial(smallest_kept, order, tolerance=tolerance, groups=by_scope(candidates), scope_first=True)
 
 
-def _costs(setting: Setting, lowering: Lowering, recipe: Tried, candidates: Sequence[Candidate]) -> dict[int, float]:
-    """What each candidate's FP32 costs, of two engines that the search asks for as well: it finds them in the cache."""
-    everything = frozenset(c.id for c in candidates)
-    lowered, plain = (_timed(setting, lowering, recipe, query) for query in (everything, frozenset[int]()))
-    return trt_suspects.costs_of(candidates, lowered, plain)
-
-
-def _measured(
-    setting: Setting, lowering: Lowering, recipe: Tried, candidates: Sequence[Candidate], before: Suspicion
-) -> Suspicion:  # fmt: skip
-    """Where the error comes up, of two engines with the candidates' tensors as outputs; as before if one does not run."""
-    model, everything = setting.model, frozenset(c.id for c in candidates)
+def _marked(setting: Setting, candidates: Sequence[Candidate]) -> tuple[str, ...]:
+    """The tensors that candidates make, where the network has them."""
     makers = {tensor for layer in setting.layers for tensor in layer.makes}
-    found = (_tensor(model, model.nodes[c.id].proto.output, makers) for c in candidates)
-    marked = tuple(name for name in found if name is not None)
-    told = []
-    for query in (frozenset[int](), everything):
-        options = replace(lowering.options(setting.options, query), outputs=marked)
-        with scratch(setting.bench.folder) as folder:
-            result = setting.bench.run(recipe.trial(Varied(recipe.model, options)), folder / "trial")
-            told.append(result.load()[0] if result.ok else {})
-        recipe.note(query, options, result, Answer(Outcome.UNRESOLVED, None, result.signature))
-    return trt_suspects.from_marked(model, candidates, *told) if all(told) else before
-
-
-def _timed(setting: Setting, lowering: Lowering, recipe: Tried, query: Query) -> Result:
-    options = lowering.options(setting.options, query)
-    with scratch(setting.bench.folder) as folder:
-        result = setting.bench.run(recipe.trial(Varied(recipe.model, options)), folder / "trial")
-    recipe.note(query, options, result, Answer(Outcome.UNRESOLVED, None, result.signature))  # its verdict comes later
-    return result
+    found = (_tensor(setting.model, setting.model.nodes[c.id].proto.output, makers) for c in candidates)
+    return tuple(name for name in found if name is not None)
 
 
 # crash
 
 
-def _crash(setting: Setting, session: Session) -> Question:
+def _crash(setting: Setting, tell: Tell) -> Question:
     """Plugins against standard operators that compute the same; in a model without plugins, nodes that are taken out."""
     settings, model = setting.asked, setting.model
     options = replace(setting.options, precision=settings.engine_precision)
@@ -260,7 +240,7 @@ def _check_replaceable(model: Model, plugins: Sequence[int], given: set[str]) ->
 # fusion
 
 
-def _fusion(setting: Setting, session: Session) -> Question:
+def _fusion(setting: Setting, tell: Tell) -> Question:
     """Which tensors must be materialised so that a region is no longer compiled wrongly."""
     settings, model = setting.asked, setting.model
     makers = {tensor for layer in setting.layers for tensor in layer.makes}
@@ -293,7 +273,7 @@ def _tensor(model: Model, outputs: Sequence[str], makers: set[str]) -> str | Non
 # route
 
 
-def _route(setting: Setting, session: Session) -> Question:
+def _route(setting: Setting, tell: Tell) -> Question:
     settings = setting.asked
     changes = changes_of(setting.network, setting.options, settings.engine_precision)
     candidates = [

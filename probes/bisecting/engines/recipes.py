@@ -109,10 +109,8 @@ class Tried:
     def reference(self, options: BuildOptions) -> tuple[Outputs, ...]:
         """The outputs of each sample in FP32, in the model's order; none where nothing can be compared."""
         model = models.load(self.model)
-        plugins = [node.index for node in model.nodes if trt_plugins.is_plugin(node.proto)]
-        given = {op: onnx.load(str(path)) for op, path in self.replacements}
         try:
-            runner = Runner(trt_plugins.replaced(model, plugins, given), model.weights)
+            runner = Runner(self.without_plugins(model), model.weights)
             made = tuple(runner.run(feeds, model.outputs) for feeds in samples_of.load_samples(self.samples))
         except (RunFailed, UsageError):
             made = self._built_reference(model, options)
@@ -120,6 +118,11 @@ class Tried:
             raise ProbeError(f"{self.model.name}: the FP32 reference itself holds NaN or Inf, so nothing can be compared with it",
                              hint=f"probe bisect --fault finite {self.model.name}")  # fmt: skip
         return made
+
+    def without_plugins(self, model: Model) -> onnx.ModelProto:
+        """What ONNX Runtime can run: every plugin replaced. Raises UsageError where nothing is known of one."""
+        plugins = [node.index for node in model.nodes if trt_plugins.is_plugin(node.proto)]
+        return trt_plugins.replaced(model, plugins, {op: onnx.load(str(path)) for op, path in self.replacements})
 
     def _built_reference(self, model: Model, options: BuildOptions) -> tuple[Outputs, ...]:
         with scratch(self.bench.folder) as folder:
@@ -149,16 +152,28 @@ class Tried:
             log.replace(self.bench.folder / f"failed-{digest(result.signature)[:8]}.err")
 
     def note(self, query: Query, options: BuildOptions, result: Result, answer: Answer) -> None:
-        """One line a trial, in one write: several workers share the file."""
+        """One line a trial, in one write: several workers share the file. What was answered before is no further trial."""
         row = {"applied": sorted(query), "engine": described(options), "outcome": answer.outcome.value, "error": answer.value, "signature": answer.signature,
-               "latency_ns": result.latency_ns, "build_s": result.facts.get("build_s"), "cached": result.cached,
+               "latency_ns": result.latency_ns, "build_s": result.facts.get("build_s"), "built": result.built, "cached": result.cached,
                "duration_s": round(result.duration_s, 3)}  # fmt: skip
+        same = ("applied", "engine", "outcome")
+        if any(all(row[name] == old.get(name) for name in same) for old in read_trials(self.bench.folder)):
+            return
         self.bench.folder.mkdir(parents=True, exist_ok=True)
         handle = os.open(self.bench.folder / TRIALS, os.O_APPEND | os.O_CREAT | os.O_WRONLY, 0o644)
         try:
             os.write(handle, (to_text(row) + "\n").encode())
         finally:
             os.close(handle)
+
+
+def read_trials(folder: Path) -> list[dict[str, Any]]:
+    """Every trial of a session, in the order in which they ended; a torn line is left out."""
+    path = folder / TRIALS
+    if not path.is_file():
+        return []
+    lines = path.read_text(encoding="utf-8").splitlines()
+    return [json.loads(line) for line in lines if line.endswith("}")]
 
 
 def described(options: BuildOptions) -> str:
@@ -299,12 +314,17 @@ def _fed(model: Model, part: onnx.ModelProto, feeds: Feeds) -> dict[str, np.ndar
     if missing:
         proto = onnx.ModelProto()
         proto.CopyFrom(model.proto)
-        own = set(model.outputs)
-        proto.graph.output.extend(
-            helper.make_tensor_value_info(name, model.dtypes.get(name, 0), None) for name in missing if name not in own
-        )
-        made = dict(zip(missing, Runner(proto, model.weights).run(feeds, missing), strict=True))
+        made = tensors_of(model, proto, feeds, missing)
     return {name: np.asarray(feeds[name] if name in feeds else made[name]) for name in names}
+
+
+def tensors_of(model: Model, proto: onnx.ModelProto, feeds: Feeds, names: Sequence[str]) -> dict[str, np.ndarray]:
+    """Any tensors of a model, as ONNX Runtime computes `proto`: the model itself, or what stands for it; outputs are added to it."""
+    own = {value.name for value in proto.graph.output}
+    proto.graph.output.extend(
+        helper.make_tensor_value_info(name, model.dtypes.get(name, 0), None) for name in names if name not in own
+    )
+    return dict(zip(names, Runner(proto, model.weights).run(feeds, names), strict=True))
 
 
 def profiles(model: Model, samples: tuple[Path, ...]) -> dict[str, engine_options.Bounds]:

@@ -12,6 +12,7 @@ import onnx
 from onnx import TensorProto, helper
 
 from harness.engines.options import BuildOptions
+from harness.engines.trt import UNTYPED
 from harness.errors import UsageError
 from harness.models import submodel
 from harness.models.inputs import load_samples
@@ -20,7 +21,7 @@ from harness.models.model import Model
 from harness.record import Answer, Outcome, Session
 from probes.bisecting.candidates import Candidate
 from probes.bisecting.engines import plugins as trt_plugins
-from probes.bisecting.engines.recipes import TRIALS, Judged, Lowering, Materialising, Switching
+from probes.bisecting.engines.recipes import Judged, Lowering, Materialising, Switching, read_trials
 from probes.bisecting.engines.suspects import Suspicion
 from probes.bisecting.question import AnswerQuestion, MakeRepair, Question, Repair
 from probes.bisecting.search import Ask, Found, Search
@@ -148,28 +149,26 @@ def cutting(setting: Setting) -> MakeRepair:
 # What was built, and what it costs
 
 
-def trials(session: Session) -> list[dict[str, Any]]:
-    """Every trial of a session, in the order in which they ended."""
-    path = session.raw / "trials" / TRIALS
-    if not path.is_file():
-        return []
-    lines = path.read_text(encoding="utf-8").splitlines()
-    return [json.loads(line) for line in lines if line.endswith("}")]
+def _trials(session: Session) -> list[dict[str, Any]]:
+    return read_trials(session.raw / "trials")
 
 
 def _effort(setting: Setting, session: Session) -> str:
-    rows = trials(session)
-    fresh = [row for row in rows if not row["cached"]]
-    seconds = sum(row["build_s"] or 0.0 for row in fresh)
+    rows = _trials(session)
+    built, cached = ([row for row in rows if row[name]] for name in ("built", "cached"))
+    seconds = sum(row["build_s"] or 0.0 for row in built)
+    again = len(rows) - len(built) - len(cached)
+    words = [f"engines built: {len(built)} ({seconds:.3g} s of building)"]
+    words += [f"found and run again: {again}"] if again else []
+    words += [f"answered from the cache: {len(cached)}"]
     version = dict(setting.bench.facts).get("version", "")
     only_built = "" if setting.runs else "; only built, not run: there is no GPU for it here"
-    return (f"engines built: {len(fresh)} ({seconds:.3g} s of building), from the cache: {len(rows) - len(fresh)};"
-            f" {setting.asked.backend} {version}{only_built}")  # fmt: skip
+    return f"{', '.join(words)}; {setting.asked.backend} {version}{only_built}"
 
 
 def _latencies(session: Session, found: Found) -> list[str]:
     """The engine that works beside the one without any change."""
-    times = {frozenset(row["applied"]): row["latency_ns"] for row in trials(session) if row["latency_ns"] is not None}
+    times = {frozenset(row["applied"]): row["latency_ns"] for row in _trials(session) if row["latency_ns"] is not None}
     everything = found.applied | frozenset(found.kept)
     after, before = times.get(found.applied), times.get(everything)
     if after is None or before is None or not found.kept:
@@ -257,6 +256,7 @@ def _script(setting: Setting, session: Session, source: str, options: BuildOptio
     }  # fmt: skip
     module = "tensorrt_rtx" if options.backend == "trt-rtx" else "tensorrt"
     text = _TEMPLATE.replace("@MODULE@", module).replace("@ASKED@", json.dumps(json.dumps(asked, indent=1)))
+    text = text.replace("@TYPED@", json.dumps(json.dumps(sorted(UNTYPED))))
     (session.folder / REPRO).write_text(text, encoding="utf-8")
     return f"{REPRO} {source} builds the same engine with {module} alone"
 
@@ -270,7 +270,7 @@ import sys
 import @MODULE@ as trt
 
 ASKED = json.loads(@ASKED@)
-TYPED = {"CONSTANT", "SHAPE", "CAST", "QUANTIZE", "DEQUANTIZE"}
+TYPED = json.loads(@TYPED@)
 
 model = sys.argv[1] if len(sys.argv) > 1 else ASKED["model"]
 target = sys.argv[2] if len(sys.argv) > 2 else "engine.plan"
@@ -296,7 +296,7 @@ held = set(ASKED["fp32_layers"])
 layers = [network.get_layer(i) for i in range(network.num_layers)]
 for layer in layers:
     tensors = [layer.get_output(i) for i in range(layer.num_outputs)]
-    floats = [i for i, t in enumerate(tensors) if t.dtype in (trt.float32, trt.float16) and not t.is_shape_tensor]
+    floats = [i for i, t in enumerate(tensors) if t.dtype.name in ("FLOAT", "HALF", "BF16") and not t.is_shape_tensor]
     if layer.name in held and floats and layer.type.name not in TYPED:
         layer.precision = trt.float32
         for i in floats:
@@ -321,8 +321,11 @@ if ASKED["build_route"] is not None:
     config.build_route = ASKED["build_route"]
 if ASKED["profiles"]:
     profile = builder.create_optimization_profile()
-    for name, bounds in ASKED["profiles"].items():
-        profile.set_shape(name, *bounds)
+    inputs = [network.get_input(i) for i in range(network.num_inputs)]
+    for tensor in inputs:
+        if tensor.name in ASKED["profiles"]:
+            take = profile.set_shape_input if tensor.is_shape_tensor else profile.set_shape
+            take(tensor.name, *ASKED["profiles"][tensor.name])
     config.add_optimization_profile(profile)
 plan = builder.build_serialized_network(network, config)
 if plan is None:

@@ -6,10 +6,9 @@ import math
 from collections.abc import Collection, Generator, Mapping, Sequence
 
 from harness.record import Answer, Outcome
-from probes.bisecting.search import Ask, Found, Query, Search, smallest_kept
+from probes.bisecting.search import FINITE, NOTHING, Ask, Found, Query, Search, smallest_kept
 
 FEW = 12  # suspects up to this number are asked about one by one: halving would cost more builds
-GROWTH = 2  # how much wider the suspicion gets whenever it proved too narrow
 _CLEAN, _BROKEN = Answer(Outcome.PASS, 0.0), Answer(Outcome.FAIL, math.inf)
 
 
@@ -19,8 +18,8 @@ def around(
 ) -> Search:  # fmt: skip
     """The candidates to keep, where `suspects` are probably all of them: one question whether they are, one for each.
 
-    Where they are not, those of the highest `sensitivity` (beyond it, the last in `order`) are suspected as well, twice
-    as many every time. With `costs`, what is dearest to keep is tried first, so that among equals the cheap stay.
+    Where they are not, as many again of the highest `sensitivity` are suspected as well, and then all others are searched,
+    the most sensitive last. With `costs`, what is dearest to keep is tried first, so that among equals the cheap stay.
     The same promises as those of `smallest_kept`: what is applied was answered PASS, what is kept was asked on top of it.
     """
     everything = frozenset(order)
@@ -29,7 +28,8 @@ def around(
         return Found(everything, sensitivity=sensitivity)
     held = yield from _enough(order, suspects, sensitivity)
     applied = everything - held
-    left = sorted(held, key=lambda c: (-costs.get(c, 0.0) if costs else 0.0, sensitivity.get(c, math.inf), c))
+    # Those that are probably clean first: what is clean changes the question for all that were asked before.
+    left = sorted(held, key=lambda c: (-costs.get(c, 0.0) if costs else 0.0, sensitivity.get(c, FINITE), c))
     if len(left) > FEW:
         found = yield from _on_top(smallest_kept(left, sensitivity=dict.fromkeys(left, 0.0)), applied)
         applied, left = applied | found.applied, list(found.kept)
@@ -65,16 +65,17 @@ def first_cure(order: Sequence[int], groups: Sequence[Collection[int]] = ()) -> 
 def _enough(
     order: Sequence[int], suspects: Collection[int], sensitivity: Mapping[int, float]
 ) -> Generator[Ask, Answer, Query]:
-    """A set that, kept, leaves nothing wrong: the suspects, or more of the most sensitive."""
-    ranked = sorted(order, key=lambda c: (c not in suspects, -sensitivity.get(c, 0.0)))
-    size = max(1, len(frozenset(suspects) & frozenset(order)))
-    while size < len(order):
-        held = frozenset(ranked[:size])
-        answer = yield Ask(frozenset(order) - held, ((0.8, _CLEAN), (0.2, _BROKEN)))
-        if answer.outcome is Outcome.PASS:
-            return held
-        size *= GROWTH
-    return frozenset(order)  # nothing applied: the caller has checked that
+    """A set that, kept, leaves nothing wrong: the suspects; with as many of the most sensitive; else with those that a
+    search among all others finds."""
+    everything, held = frozenset(order), frozenset(suspects) & frozenset(order)
+    ranked = sorted(everything - held, key=lambda c: (-sensitivity.get(c, 0.0), c))
+    for wider in dict.fromkeys((held, held.union(ranked[: len(held)]))):
+        if NOTHING < wider < everything:
+            answer = yield Ask(everything - wider, ((0.8, _CLEAN), (0.2, _BROKEN)))
+            if answer.outcome is Outcome.PASS:
+                return wider
+    found = yield from smallest_kept(ranked[::-1], sensitivity=dict.fromkeys(ranked, 0.0))
+    return held.union(found.kept)
 
 
 def _on_top(search: Search, applied: Query) -> Generator[Ask, Answer, Found]:

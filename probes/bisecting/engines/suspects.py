@@ -9,8 +9,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-import numpy as np
-
 from harness.engines.cache import EngineCache, digest
 from harness.engines.options import BuildOptions, build_key
 from harness.errors import ProbeError
@@ -96,15 +94,12 @@ def _cost(kept: Sequence[int], costs: Mapping[int, float]) -> float:
     return sum(costs.get(candidate, 0.0) for candidate in kept)
 
 
-def from_marked(
-    model: Model, candidates: Sequence[Candidate], plain: Mapping[str, np.ndarray], lowered: Mapping[str, np.ndarray]
-) -> Suspicion:  # fmt: skip
-    """What two engines say whose tensors are marked as outputs: nothing lowered, and everything.
+def from_errors(model: Model, candidates: Sequence[Candidate], errors: Mapping[str, float]) -> Suspicion:
+    """What the tensors of an engine say, each with its error (relative L2 against FP32).
 
     Where a value first ceases to be finite, the node that makes it and those that read it are suspected; a candidate's
-    sensitivity is how much the error (relative L2) grows from its inputs to its outputs.
+    sensitivity is how much the error grows from its inputs to its outputs.
     """
-    errors = {name: verdicts.relative_l2(lowered[name], plain[name]) for name in plain if name in lowered}
     sensitivity: dict[int, float] = {}
     suspects: set[int] = set()
     readers: dict[str, list[int]] = defaultdict(list)
@@ -122,8 +117,8 @@ def from_marked(
             sensitivity[at] = math.inf
         elif made and math.isfinite(before):
             sensitivity[at] = max(0.0, max(made.values()) - before)
-    note = f"measured on two engines whose tensors are outputs: {len(suspects)} suspected"
-    return Suspicion(tuple(sorted(suspects)), sensitivity, 2, note)
+    note = f"looked for in an engine whose tensors are outputs: {len(suspects)} suspected"
+    return Suspicion(tuple(sorted(suspects)), sensitivity, 1, note)
 
 
 def costs_of(candidates: Sequence[Candidate], lowered: Result, plain: Result) -> dict[int, float]:

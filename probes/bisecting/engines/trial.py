@@ -80,7 +80,8 @@ class Result:
     layers: tuple[tuple[str, float], ...] = ()  # name, median ns
     information: str = ""  # of the inspector, JSON
     outputs: tuple[Path, ...] = ()
-    cached: bool = False
+    cached: bool = False  # nothing was run
+    built: bool = True  # the engine was made for this trial, and not found
     duration_s: float = 0.0
 
     def load(self) -> list[dict[str, np.ndarray]]:
@@ -109,9 +110,10 @@ class Bench:
 
     def run(self, trial: Trial, folder: Path) -> Result:
         """The result from the cache, else of a process; `folder` takes its files and must outlive the outputs' use."""
-        if self.cache is None or not self.facts or trial.survey:
+        cache = self.engines
+        if cache is None or trial.survey:
             return self.alone(trial, folder)
-        cache, build = EngineCache(self.cache), self.build_key(trial)
+        build = self.build_key(trial)
         key = digest(build, json.dumps([trial.measure, trial.layers, self.checker]), *trial.samples)
         with cache.locked(build):  # one whose search was killed may still be building this very engine
             if (known := cache.read(key)) is not None:
@@ -119,13 +121,18 @@ class Bench:
             built = cache.read(build)
             plan = cache.file(build, PLAN) if built is not None else None
             result = self.alone(replace(trial, plan=plan), folder)
-            result = replace(result, facts=built or result.facts)
+            result = replace(result, facts=built or result.facts, built=plan is None)
             if result.facts and (folder / PLAN).is_file():
                 cache.write(build, result.facts, [folder / PLAN])
             if not result.ok and (result.timed_out or result.error not in REPEATABLE):
                 return result  # a crash, a hang, too little memory: they may be the machine's
             cache.write(key, _document(result), result.outputs)
             return replace(result, outputs=tuple(cache.file(key, path.name) for path in result.outputs))
+
+    @property
+    def engines(self) -> EngineCache | None:
+        """Where results are kept; None where they are not."""
+        return EngineCache(self.cache) if self.cache is not None and self.facts else None
 
     def build_key(self, trial: Trial) -> str:
         """The hash of all that the engine depends on."""
@@ -239,7 +246,7 @@ def _result(content: Mapping[str, Any], folder: Path, *, cached: bool) -> Result
     outputs = tuple(folder / Path(name).name for name in content.get("outputs", ()))
     layers = tuple((str(name), float(time)) for name, time in content.get("layers", ()))
     known = {name: content[name] for name in Result.__dataclass_fields__ if name in content}
-    return Result(**{**known, "outputs": outputs, "layers": layers, "cached": cached})
+    return Result(**{**known, "outputs": outputs, "layers": layers, "cached": cached, "built": not cached})
 
 
 def _file_name(gpu: str) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,7 +26,8 @@ from probes.bisecting.statements.statements import MASK, Piece
 from probes.targets import kernels as kernel_targets
 from probes.targets.kernels import Asked
 
-TIMEOUT_S = 20.0
+TIMEOUT_S = 20.0  # of a run, until it is known how long one takes
+SHORTEST_S, SLOWER = 2.0, 20.0  # what takes so many times as long as any that ended, will not end
 HANGS = ("Hang", "Deadlock")  # what taking out statements may cause by itself
 Array = np.ndarray
 
@@ -59,6 +61,23 @@ class Verdict:
         return verdicts.accuracy([got], [list(expected.values())], tolerance=self.tolerance)
 
 
+class Patience:
+    """How long a run may take: as asked for, or some times as long as the longest so far that came to its end."""
+
+    def __init__(self, asked_s: float | None) -> None:
+        self._asked_s, self._longest_s = asked_s, 0.0
+
+    @property
+    def seconds(self) -> float:
+        if self._asked_s is not None or not self._longest_s:
+            return self._asked_s or TIMEOUT_S
+        return min(TIMEOUT_S, max(SHORTEST_S, SLOWER * self._longest_s))
+
+    def took(self, seconds: float, complete: bool) -> None:
+        if complete:
+            self._longest_s = max(self._longest_s, seconds)
+
+
 @dataclass(frozen=True)
 class Switched:
     """Query: pieces left in (`taken_out`: taken out), by their switches in one build (`text`). Those in `always` stay."""
@@ -77,12 +96,16 @@ class Switched:
         step = dataclasses.replace(launch, source=self.text, arguments=(*launch.arguments, Pointer(MASK)),
                                    names=(*launch.names, MASK) if launch.names else ())  # fmt: skip
 
+        patience = Patience(self.timeout_s)
+
         def evaluate(query: Query) -> Answer:
             kept = frozenset(range(self.count)) - query if self.taken_out else query | self.always
             mask = np.array([*statements.mask(kept, self.count), 0], np.uint32)
+            began = time.monotonic()
             run = emulated.run(
-                [step], {**arrays, MASK: mask}, checks=self.verdict.checks, timeout_s=self.timeout_s or TIMEOUT_S
-            )
+                [step], {**arrays, MASK: mask}, checks=self.verdict.checks, timeout_s=patience.seconds
+            )  # fmt: skip
+            patience.took(time.monotonic() - began, run.complete)
             return self.verdict.judge(run, arrays, bool(run.arrays[MASK][words]))
 
         return evaluate

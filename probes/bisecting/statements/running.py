@@ -20,7 +20,7 @@ from harness.record import SCHEMA_VERSION, Answer, Outcome, Session
 from harness.workers import Recipe
 from probes.bisecting.candidates import Candidate, by_scope
 from probes.bisecting.concluding import Asked
-from probes.bisecting.curing import smallest_cure
+from probes.bisecting.curing import finest_cure, smallest_cure
 from probes.bisecting.evaluating import Effort, Tell
 from probes.bisecting.question import AnswerQuestion, Question, Repair
 from probes.bisecting.search import Ask, Found, smallest_kept
@@ -91,6 +91,15 @@ class _Kernel:
     def verdict(self) -> Verdict:
         return Verdict(self.settings.fault, self.settings.expect, self.settings.tolerance)
 
+    @property
+    def inside(self) -> dict[int, tuple[int, ...]]:
+        """The statements within each statement."""
+        parts = self.parts[: self.statements]
+        return {
+            outer: inner for outer, around in enumerate(parts)
+            if (inner := tuple(n for n, part in enumerate(parts) if n != outer and _within(part, around)))
+        }  # fmt: skip
+
     def recipe(self, asked: Sequence[int], session: Session) -> Recipe:
         """Queries name pieces among `asked`; all others stay."""
         settings = self.settings
@@ -111,7 +120,7 @@ def _pose(settings: StatementSettings, session: Session) -> Question:
     if settings.reduce:
         return Question("reduce", found, recipe, "commented out", "left in", partial(_smallest_failing, found),
                         wanted=Outcome.FAIL, baseline=False, runs_programs=True, repair=_write_reduced(kernel))  # fmt: skip
-    return Question("statements", found, recipe, "left in", "commented out", partial(smallest_cure, ids, by_scope(found)),
+    return Question("statements", found, recipe, "left in", "commented out", partial(finest_cure, ids, by_scope(found), kernel.inside),
                     measures=settings.fault == "mismatch", baseline=False, runs_programs=True, repair=_write_repaired(kernel))  # fmt: skip
 
 

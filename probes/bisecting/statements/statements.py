@@ -30,6 +30,16 @@ template <class T> __device__ const T &probe_seen(const T &v)
 { if (probe_not_finite(v, 0)) probe_keep_mask[PROBE_WORDS] = 1u; return v; }
 """
 
+# An operand in the place of an expression, in that one's type.
+_AS = """\
+template <class T> struct probe_value { typedef T type; };
+template <class T> struct probe_value<T &> { typedef T type; };
+template <class T> struct probe_value<T &&> { typedef T type; };
+template <class T, class V> __device__ auto probe_as(const V &v, int) -> decltype(static_cast<typename probe_value<T>::type>(v))
+{ return static_cast<typename probe_value<T>::type>(v); }
+template <class T, class V> __device__ typename probe_value<T>::type probe_as(const V &, long) { return {}; }
+"""
+
 _COMPOUND = {
     "if_statement": "if", "for_statement": "for", "for_range_loop": "for", "while_statement": "while",
     "do_statement": "do", "switch_statement": "switch", "function_definition": "macro",
@@ -37,6 +47,7 @@ _COMPOUND = {
 _JUMPS = {"break_statement": "break", "continue_statement": "continue"}
 _ARITHMETIC = {b"+", b"-", b"*", b"/", b"%"}
 _IDENTIFIER = re.compile(r"[A-Za-z_]\w*")
+_REMARK = re.compile(rb"//[^\n]*")
 _SHOWN = 60  # characters of a statement in its name
 
 
@@ -116,7 +127,7 @@ def switched(source: Source, parts: Sequence[Piece], entry: Entry, *, watch: boo
     head = (
         f"__device__ unsigned *{MASK};\n#define PROBE_WORDS {words(len(parts))}\n"
         f"#define PROBE_KEPT(k) (({MASK}[(k) / {WORD}] >> ((k) % {WORD})) & 1u)\n"
-        f"{_WATCH if watch else ''}#line 1\n"
+        f"{_WATCH if watch else ''}{_AS}#line 1\n"
     )
     return head.encode() + _insert(source.text, inserts)
 
@@ -207,8 +218,11 @@ def _target(source: Source, assignment: Node) -> str:
 
 
 def _changes(node: Node) -> bool:
-    changing = ("update_expression", "assignment_expression", "call_expression")
-    return node.type in changing or any(_changes(child) for child in node.named_children)
+    return _holds(node, "update_expression", "assignment_expression", "call_expression")
+
+
+def _holds(node: Node, *kinds: str) -> bool:
+    return node.type in kinds or any(_holds(child, *kinds) for child in node.named_children)
 
 
 def _initial_values(source: Source, node: Node, scope: str) -> Iterator[Piece]:
@@ -269,7 +283,9 @@ def _operand(source: Source, node: Node) -> Piece | None:
     return None
 
 
-def _shortened(node: Node, keep: Node, kind: str) -> Piece:
+def _shortened(node: Node, keep: Node, kind: str) -> Piece | None:
+    if _holds(node, "lambda_expression"):  # its type cannot be asked for
+        return None
     return Piece(node.start_byte, node.end_byte, kind, "operand", node.start_point.row + 1,
                  f"expressions line {node.start_point.row + 1}", keep=(keep.start_byte, keep.end_byte))  # fmt: skip
 
@@ -297,7 +313,13 @@ def _switch(source: Source, piece: Piece, number: int, watch: bool) -> tuple[byt
             f"{kept} ? static_cast<decltype({piece.name})>({seen}(".encode(),
             f")) : decltype({piece.name})()".encode(),
         )
-    return f"({kept} ? (".encode(), b") : (" + source.text[slice(*piece.keep)] + b"))"
+    whole, keep = _in_a_line(source.text[piece.start : piece.end]), _in_a_line(source.text[slice(*piece.keep)])
+    return f"({kept} ? (".encode(), b") : probe_as<decltype(" + whole + b")>(" + keep + b", 0))"
+
+
+def _in_a_line(expression: bytes) -> bytes:
+    """A second copy of an expression must not move the lines that follow."""
+    return b" ".join(_REMARK.sub(b"", expression).split())
 
 
 @dataclass(frozen=True, order=True)
