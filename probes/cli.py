@@ -7,6 +7,7 @@ that `probe --help` costs nothing.
 
 from __future__ import annotations
 
+import errno
 import signal
 import sys
 import traceback
@@ -22,6 +23,7 @@ from harness.errors import (
     EXIT_DEFECT,
     EXIT_INTERNAL,
     EXIT_INTERRUPTED,
+    EXIT_UNDECIDED,
     EXIT_USAGE,
     ProbeError,
     UsageError,
@@ -43,6 +45,7 @@ if TYPE_CHECKING:
 
 EXIT_BROKEN_PIPE = 141  # what a shell shows for a program whose reader went away (128 + SIGPIPE)
 PIPE_WIDTH = 160  # columns, where the output is not a terminal
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)  # a disk's fault, and no bug
 NO_ARGUMENTS = getattr(click.exceptions, "NoArgsIsHelpError", ())  # since click 8.2: what is shown is the help
 HELP_WIDTH = 110  # columns at most: longer lines are hard to read
 
@@ -416,7 +419,12 @@ def run(arguments: Sequence[str] | None = None) -> int:
         return EXIT_INTERRUPTED
     except SystemExit:  # nothing of ours exits below this line: rich and click do when standard output's reader is gone
         return EXIT_BROKEN_PIPE
-    except Exception:  # noqa: BLE001
+    except Exception as error:  # noqa: BLE001
+        if isinstance(error, OSError) and error.errno in FULL:
+            _complain(
+                f"{error.filename or 'a file'} cannot be written: {error.strerror}", "--out FOLDER, on a disk with room"
+            )
+            return EXIT_UNDECIDED
         traceback.print_exc()
         _complain("this is a bug in probe, not in your model", "report it with the traceback above")
         return EXIT_INTERNAL

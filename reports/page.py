@@ -15,8 +15,8 @@ import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
-from importlib import import_module
 from pathlib import Path
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
@@ -29,8 +29,7 @@ from reports import schema, units
 if TYPE_CHECKING:
     import plotly.graph_objects as go
 
-# verb -> module with TEMPLATE and read(session) -> view with draw(); imported when there is something for it to draw
-VIEWS = {"bisect": "reports.bisection", "printf": "reports.printed", "ladder": "reports.ladder"}
+VIEWS = ("bisect", "printf", "ladder")
 
 
 @dataclass(frozen=True)
@@ -59,7 +58,7 @@ def render(session: Session) -> str:
     verb = manifest.get("verb")
     if not isinstance(verb, str) or verb not in VIEWS:
         raise UsageError(f"{session.folder / 'manifest.json'}: verb: expected one of {', '.join(VIEWS)}, got {verb!r}")
-    shown = import_module(VIEWS[verb])
+    shown = _view(verb)
     view = shown.read(session)
     return assemble(
         shown.TEMPLATE,
@@ -184,6 +183,21 @@ def inert(content: str) -> Markup:
     for character in "<>&":
         content = content.replace(character, f"\\u{ord(character):04x}")
     return Markup(content)  # no character of HTML is left in it
+
+
+def _view(verb: str) -> ModuleType:
+    """The module with TEMPLATE and read(session) -> view with draw(); only one is wanted, and plotly is slow to import."""
+    if verb == "bisect":
+        from reports import bisection
+
+        return bisection
+    if verb == "printf":
+        from reports import printed
+
+        return printed
+    from reports import ladder
+
+    return ladder
 
 
 @cache

@@ -83,7 +83,8 @@ class Executor:
         key = (tuple(inputs), tuple(outputs))
         with self._lock:
             if key not in self._ready:
-                self._ready[key] = _get_ready(self.operation.work(inputs, outputs))
+                capability = gpu.get().facts.compute_capability
+                self._ready[key] = _get_ready(self.operation.work(inputs, outputs, capability))
             return self._ready[key]
 
 

@@ -314,10 +314,10 @@ def _to_parquet(table: Path, path: Path, row: Mapping[str, Any]) -> None:
 
 def flat(row: Mapping[str, Any]) -> dict[str, Any]:
     """A row of result.json as one of the table device_log."""
-    made = {key: value for key, value in row.items() if key not in ("block", "thread")}
+    made = {key: row[key] for key in ("sequence", "launch_id", "kernel", "tag", "file", "line")}
     for what in ("block", "thread"):
         made |= {f"{what}_{axis}": number for axis, number in zip("xyz", row[what], strict=True)}
-    return {**made, "value": printed.value_text(row["value"])}
+    return {**made, "type": row["type"], "value": printed.value_text(row["value"])}
 
 
 def _shown(size: Extent | None) -> str | None:

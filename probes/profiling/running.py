@@ -52,11 +52,12 @@ def profile(settings: Settings, out: Path | None, tell: Tell) -> Profiled:
     chosen = choose(settings)
     session = Session.create("profile", out)
     more = {"target": settings.target.name, "tools_asked": list(chosen)}
-    session.write_json("manifest.json", driving.manifest("profile", settings.command(), more))
-    drive = Drive(session, tell)
-    with drive.kept():
-        _Profile(settings, drive).run(chosen)
-    return _conclude(drive)
+    with driving.full_disk_told(session.folder):
+        session.write_json("manifest.json", driving.manifest("profile", settings.command(), more))
+        drive = Drive(session, tell)
+        with drive.kept():
+            _Profile(settings, drive).run(chosen)
+        return _conclude(drive)
 
 
 def choose(settings: Settings) -> tuple[str, ...]:
@@ -227,7 +228,8 @@ def _conclude(drive: Drive) -> Profiled:
     session.write_json("result.json", result)
     if collection is not None:
         drive.tell("drawing the page")
-        profile_page.write(replace(collection, results=(result,)), session.folder / "report.html")
+        with driving.full_disk_told(session.folder, f"probe report {session.folder} -o FILE on another disk"):
+            profile_page.write(replace(collection, results=(result,)), session.folder / "report.html")
     code = EXIT_INTERRUPTED if drive.interrupted else drive.exit_code
     return Profiled(session, result, code or (EXIT_CLEAN if artifacts else EXIT_UNDECIDED))
 

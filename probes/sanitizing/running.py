@@ -53,14 +53,14 @@ def sanitize(settings: Settings, out: Path | None, tell: Tell) -> Sanitized:
     if not emulated:
         tools.find(sanitizer.WANTED)
     session = Session.create("sanitize", out)
-    session.write_json(
-        "manifest.json", driving.manifest("sanitize", settings.command(), {"target": settings.target.name})
-    )
-    drive = Drive(session, tell)
-    check = _Emulated(settings, drive) if emulated else _Checked(settings, drive)
-    with drive.kept():
-        check.run()
-    return _conclude(settings, drive, check.found)
+    with driving.full_disk_told(session.folder):
+        more = {"target": settings.target.name}
+        session.write_json("manifest.json", driving.manifest("sanitize", settings.command(), more))
+        drive = Drive(session, tell)
+        check = _Emulated(settings, drive) if emulated else _Checked(settings, drive)
+        with drive.kept():
+            check.run()
+        return _conclude(settings, drive, check.found)
 
 
 class _Emulated:
@@ -352,11 +352,10 @@ def _conclude(settings: Settings, drive: Drive, found: Sequence[Suspect]) -> San
 
 def _draw(session: Session, drive: Drive) -> None:
     """The page, if there is anything to be drawn; what could not be read is told on it."""
+    drive.tell("drawing the page")
     try:
-        drive.tell("drawing the page")
-        profile_page.write(collect([session.folder], drive.tell), session.folder / "report.html")
-    except ProbeError:
+        collection = collect([session.folder], drive.tell)
+    except ProbeError:  # nothing was recorded, or nothing that can be read: the steps say why
         return
-    except OSError as error:
-        if driving.disk_is_full(error, session.folder) is None:
-            raise
+    with driving.full_disk_told(session.folder, f"probe report {session.folder} -o FILE on another disk"):
+        profile_page.write(collection, session.folder / "report.html")

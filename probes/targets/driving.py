@@ -160,6 +160,19 @@ def disk_is_full(error: OSError, folder: Path) -> ProbeError | None:
     return ArtifactMissing(f"the disk that {folder} lies on is full: {error}", hint=tools.DISK_FULL.hint)
 
 
+@contextmanager
+def full_disk_told(folder: Path, hint: str = "") -> Iterator[None]:
+    """A disk that is full is the user's to mend: raise ArtifactMissing for it, with what to type next."""
+    try:
+        yield
+    except OSError as error:
+        full = disk_is_full(error, folder)
+        if full is None:
+            raise
+        full.hint = hint or full.hint
+        raise full from error
+
+
 def room(session: Session) -> str | None:
     """What to say if the disk has little left."""
     free = shutil.disk_usage(session.folder).free

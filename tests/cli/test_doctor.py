@@ -421,8 +421,18 @@ cli.main()
         ("raise errors.BuildFailed('out of memory')", 125, "probe: error: out of memory\n"),
         ("raise errors.SearchStopped('enough', set(), interrupted=True)", 130, "probe: error: enough\n"),
         ("raise KeyboardInterrupt", 130, "interrupted"),
-        ("raise click.UsageError('that does not go together')", 2, "that does not go together"),
+        (
+            "raise click.UsageError('that does not go together')",
+            2,
+            "probe: error: that does not go together\ntry: probe",
+        ),
         ("raise click.FileError('x', hint='unreadable')", 2, "unreadable"),
+        (
+            "raise OSError(28, 'No space left on device', 'run/raw/log')",
+            125,
+            "run/raw/log cannot be written: No space left",
+        ),
+        ("raise OSError(5, 'Input/output error')", 70, "OSError"),
         ("1 / 0", 70, "ZeroDivisionError"),
         ("return 1", 1, ""),
         ("return None", 0, ""),
@@ -463,6 +473,36 @@ def test_the_help_of_a_verb_shows_every_option_once_under_its_heading(width):
         assert all(f"  {one.opts[0]}" in part for one in parameters if isinstance(one, click.Option))
     assert "--help" in text.rpartition("Results:")[2]
     assert max(map(len, text[text.index("What to look for") :].splitlines())) <= width
+
+
+@pytest.mark.parametrize("words", [(), ("ladder",), ("kernels",)])
+def test_a_group_alone_shows_its_help(probe, words):
+    done = probe(*words)
+    assert done.returncode == 2
+    assert "Usage: probe" in done.stderr + done.stdout
+    assert "probe: error" not in done.stderr
+
+
+EARLY = """
+import os, signal, sys
+sys.path.insert(0, {root!r})
+
+class Interrupter:
+    def find_spec(self, name, *_):
+        if name == "probes.cli":
+            os.kill(os.getpid(), signal.SIGINT)
+
+sys.meta_path.insert(0, Interrupter())
+from probes.__main__ import main
+main()
+"""
+
+
+def test_ctrl_c_before_anything_is_loaded_ends_it_without_a_word(root):
+    done = subprocess.run(
+        [sys.executable, "-c", EARLY.format(root=str(root))], capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (-signal.SIGINT, "", "")
 
 
 def test_a_json_file_that_cannot_be_written_is_refused_before_any_work(probe, tmp_path):

@@ -56,6 +56,7 @@ class NumpyGpu:
         self.launched = 0
         self.failures: list[BaseException] = []  # exceptions do not pass through ctypes
         self._numbers = itertools.count(0x1000)
+        self._begins: list[int] = []  # the addresses of memory, in order
         self._current = 0
         self.device = Device(Driver(self._library(driver.PROTOTYPES)))
         self.cublaslt = cublaslt.Library(self._library(cublaslt.PROTOTYPES, {
@@ -133,10 +134,9 @@ class NumpyGpu:
         return self.memory[begin][start : start + size]
 
     def holding(self, address: int) -> int:
-        begins = sorted(self.memory)
-        index = bisect.bisect_right(begins, address) - 1
+        index = bisect.bisect_right(self._begins, address) - 1
         assert index >= 0, f"no memory at {address:#x}"
-        begin = begins[index]
+        begin = self._begins[index]
         assert address < begin + max(1, self.memory[begin].size), f"no memory at {address:#x}"
         return begin
 
@@ -179,10 +179,12 @@ class NumpyGpu:
         start = -room.ctypes.data % ALIGNMENT
         out[0] = room.ctypes.data + start
         self.memory[out[0]] = room[start : start + size]
+        bisect.insort(self._begins, out[0])
 
     def cuMemFree_v2(self, address: int) -> None:
         self.queue.clear()  # nobody reads what is left
         del self.memory[address]
+        self._begins.remove(address)
 
     def cuMemGetInfo_v2(self, free: Any, total: Any) -> None:
         free[0], total[0] = 1 << 20, 80 << 30

@@ -229,7 +229,7 @@ def engines(draw):
 
 
 @given(engines())
-@settings(max_examples=400)
+@settings(max_examples=150)
 def test_of_any_engine_nothing_is_tied_wrongly(engine):
     graph, operations, truth = engine
     for origin, nodes in zip(place(operations, graph), truth, strict=True):

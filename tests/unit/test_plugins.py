@@ -268,6 +268,14 @@ def test_int8_attention_of_row_major_tensors_uses_the_steps_that_it_is_given(ver
     np.testing.assert_allclose(got.reshape(expected.shape), expected, atol=1)
 
 
+@pytest.mark.parametrize("capability, block", [((8, 0), 0), ((9, 0), 1)])
+def test_attention_takes_the_matrix_instructions_of_the_device(capability, block):
+    operation = made(("CustomQKVToContextPluginDynamic", "4"), type_id=i32(1))
+    tensor = Tensor("float16", (128, 3, 3 * E, 1, 1))
+    (step,) = operation.work([tensor, Tensor("int32", (3,))], [tensor], capability).plan.steps
+    assert int(dict(step.defines)["WARPGROUP_MATRIX"]) == block
+
+
 def test_int8_attention_without_a_scale_is_refused_in_words():
     operation = made(("CustomQKVToContextPluginDynamic", "4"), type_id=i32(2))
     tensor = Tensor("int8", (5, 3, 3 * E, 1, 1), "chw32", 0.0)
@@ -372,7 +380,7 @@ def test_enqueue_hands_pointers_over_by_name(trt, monkeypatch):
 
     launched = []
     device = SimpleNamespace(
-        use=lambda: None, write=lambda address, array: None,
+        use=lambda: None, write=lambda address, array: None, facts=SimpleNamespace(compute_capability=(9, 0)),
         allocate=lambda size: SimpleNamespace(address=1000 + size),
     )  # fmt: skip
     prepared = SimpleNamespace(launch_on=lambda addresses, stream: launched.append((addresses, stream)))

@@ -6,7 +6,17 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from harness.engines.plugin_ops.operation import FieldTypes, Operation, Sizes, Tensor, Work, field_types, plan_of
+from harness.engines.plugin_ops.operation import (
+    LEAST,
+    Capability,
+    FieldTypes,
+    Operation,
+    Sizes,
+    Tensor,
+    Work,
+    field_types,
+    plan_of,
+)
 from harness.errors import UsageError
 from kernels import attention
 
@@ -47,7 +57,7 @@ class AttentionFixed(Operation):
             dq_probs=self.number("dq_probs", DQ_PROBS), **more,
         )  # fmt: skip
 
-    def scales(self, inputs: Sequence[Tensor], outputs: Sequence[Tensor]) -> dict[str, float]:
+    def scales(self, inputs: Sequence[Tensor], outputs: Sequence[Tensor]) -> dict[str, Any]:
         """What one step of qkv and of the context is, as a real number."""
         return {"input_scale": inputs[0].scale, "output_scale": outputs[0].scale} if self.dtype == "int8" else {}
 
@@ -59,11 +69,12 @@ class AttentionFixed(Operation):
             return tensors[position].dtype == "int32" and tensors[position].format == "linear"
         return super().supports(position, tensors, inputs)
 
-    def work(self, inputs: Sequence[Tensor], outputs: Sequence[Tensor]) -> Work:
+    def work(self, inputs: Sequence[Tensor], outputs: Sequence[Tensor], device: Capability = LEAST) -> Work:
         sequence, batch = inputs[0].shape[:2]
         masked = len(inputs) > 1 and bool(self.number("has_mask", 1))
         counts = (sequence,) * batch if masked else None  # the values are on the device: only their number matters
-        plan = plan_of(attention.SPEC, self.case(sequence, batch, counts=counts, **self.scales(inputs, outputs)))
+        more = {"capability": device, **self.scales(inputs, outputs)}
+        plan = plan_of(attention.SPEC, self.case(sequence, batch, counts=counts, **more))
         return Work(plan, ("qkv", "counts" if masked else None)[: len(inputs)], ("context",), {})
 
 
@@ -78,10 +89,10 @@ class AttentionVarlen(AttentionFixed):
     def supports(self, position: int, tensors: Sequence[Tensor], inputs: int) -> bool:
         return position in self.unread or super().supports(position, tensors, inputs)
 
-    def work(self, inputs: Sequence[Tensor], outputs: Sequence[Tensor]) -> Work:
+    def work(self, inputs: Sequence[Tensor], outputs: Sequence[Tensor], device: Capability = LEAST) -> Work:
         *_, starts, longest = (tensor.shape[0] for tensor in inputs)
-        plan = plan_of(attention.SPEC, self.varlen(self.tokens(inputs), starts - 1, longest,
-                                                   **self.scales(inputs, outputs)))  # fmt: skip
+        more = {"capability": device, **self.scales(inputs, outputs)}
+        plan = plan_of(attention.SPEC, self.varlen(self.tokens(inputs), starts - 1, longest, **more))
         names = ["qkv" if i == 0 else None if i in self.unread else "cu_seqlens" for i in range(len(inputs))]
         return Work(plan, tuple(names), ("context",), {})
 
@@ -122,7 +133,7 @@ class AttentionInterleaved(AttentionVarlen):
     def case(self, sequence: int, batch: int, **more: Any) -> attention.AttentionCase:
         return super().case(sequence, batch, layout="qkvnh", interleaved=True, **more)
 
-    def scales(self, inputs: Sequence[Tensor], outputs: Sequence[Tensor]) -> dict[str, float]:
+    def scales(self, inputs: Sequence[Tensor], outputs: Sequence[Tensor]) -> dict[str, Any]:
         if not self.number("use_explicit_int8"):
             return super().scales(inputs, outputs)
         names = {"input_scale": "input_qkv_scale", "output_scale": "output_ctx_scale"}

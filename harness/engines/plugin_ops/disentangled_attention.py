@@ -6,7 +6,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
-from harness.engines.plugin_ops.operation import FieldTypes, Operation, Tensor, Work, field_types, plan_of
+from harness.engines.plugin_ops.operation import (
+    LEAST,
+    Capability,
+    FieldTypes,
+    Operation,
+    Tensor,
+    Work,
+    field_types,
+    plan_of,
+)
 from harness.errors import UsageError
 from kernels import disentangled_attention
 
@@ -36,7 +45,7 @@ class Disentangled(Operation):
         known = here.dtype in disentangled_attention.SPEC.dtypes and here.format == "linear"
         return known and here.dtype == tensors[0].dtype
 
-    def work(self, inputs: Sequence[Tensor], outputs: Sequence[Tensor]) -> Work:
+    def work(self, inputs: Sequence[Tensor], outputs: Sequence[Tensor], device: Capability = LEAST) -> Work:
         planes, sequence, _ = inputs[0].shape
         wanted = (planes, sequence, 2 * int(self.number("span")))
         if any(tensor.shape != wanted for tensor in inputs[1:]) or inputs[0].shape[2] != sequence:

@@ -6,7 +6,18 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from harness.engines.plugin_ops.operation import Array, FieldTypes, Operation, Sizes, Tensor, Work, field_types, plan_of
+from harness.engines.plugin_ops.operation import (
+    LEAST,
+    Array,
+    Capability,
+    FieldTypes,
+    Operation,
+    Sizes,
+    Tensor,
+    Work,
+    field_types,
+    plan_of,
+)
 from kernels import embedding_layernorm, numbers
 
 EMBEDDINGS = tuple(f"bert_embeddings_{name}" for name in
@@ -66,7 +77,7 @@ class EmbeddingFixed(Operation):
         held = {name: numbers.encode(table, self.dtype) for name, table in tables}
         return held | {name: self.vector(field) for name, field in zip(("gamma", "beta"), NORM, strict=True)}
 
-    def work(self, inputs: Sequence[Tensor], outputs: Sequence[Tensor]) -> Work:
+    def work(self, inputs: Sequence[Tensor], outputs: Sequence[Tensor], device: Capability = LEAST) -> Work:
         plan = plan_of(embedding_layernorm.SPEC, self.case(*inputs[0].shape))
         return Work(plan, ("ids", "types", "mask"), ("output", "counts"), self.constants())
 
@@ -91,7 +102,7 @@ class EmbeddingVarlen(EmbeddingFixed):
         tokens, batch = inputs[0].shape[0], inputs[2].shape[0] - 1
         return self.case(tokens, batch, lengths=(tokens, *[0] * (batch - 1)), **more)
 
-    def work(self, inputs: Sequence[Tensor], outputs: Sequence[Tensor]) -> Work:
+    def work(self, inputs: Sequence[Tensor], outputs: Sequence[Tensor], device: Capability = LEAST) -> Work:
         plan = plan_of(embedding_layernorm.SPEC, self.varlen(inputs))
         return Work(plan, ("ids", "types", "cu_seqlens", None), ("output", "counts"), self.constants())
 
@@ -112,6 +123,6 @@ class EmbeddingMegatron(EmbeddingVarlen):
     def supports(self, position: int, tensors: Sequence[Tensor], inputs: int) -> bool:
         return super().supports(min(position, inputs), [*tensors[:inputs], tensors[position]], inputs)
 
-    def work(self, inputs: Sequence[Tensor], outputs: Sequence[Tensor]) -> Work:
+    def work(self, inputs: Sequence[Tensor], outputs: Sequence[Tensor], device: Capability = LEAST) -> Work:
         plan = plan_of(embedding_layernorm.SPEC, self.varlen(inputs, residual=True, mask=False))
         return Work(plan, ("ids", "types", "cu_seqlens", None), ("output", "residual"), self.constants())

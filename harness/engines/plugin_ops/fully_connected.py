@@ -8,7 +8,17 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from harness.engines.plugin_ops.operation import FieldTypes, Operation, Sizes, Tensor, Work, field_types, plan_of
+from harness.engines.plugin_ops.operation import (
+    LEAST,
+    Capability,
+    FieldTypes,
+    Operation,
+    Sizes,
+    Tensor,
+    Work,
+    field_types,
+    plan_of,
+)
 from harness.errors import UsageError
 from kernels import fully_connected, numbers
 
@@ -38,7 +48,7 @@ class FullyConnected(Operation):
     def output_shapes(self, inputs: Sequence[Sequence[Any]], sizes: Sizes) -> list[list[Any]]:
         return [[*inputs[0][:-3], sizes.constant(self.out), *inputs[0][-2:]]]
 
-    def work(self, inputs: Sequence[Tensor], outputs: Sequence[Tensor]) -> Work:
+    def work(self, inputs: Sequence[Tensor], outputs: Sequence[Tensor], device: Capability = LEAST) -> Work:
         weights = self.fields["W"].reshape(-1, self.out)
         k = inputs[0].shape[-3]
         if k != len(weights):

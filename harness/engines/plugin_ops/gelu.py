@@ -8,7 +8,16 @@ from typing import ClassVar
 
 import numpy as np
 
-from harness.engines.plugin_ops.operation import FieldTypes, Operation, Tensor, Work, field_types, plan_of
+from harness.engines.plugin_ops.operation import (
+    LEAST,
+    Capability,
+    FieldTypes,
+    Operation,
+    Tensor,
+    Work,
+    field_types,
+    plan_of,
+)
 from harness.errors import UsageError
 from kernels import gelu
 
@@ -27,7 +36,7 @@ class Gelu(Operation):
             return message
         return "type_id 2: GELU of INT8 is the FC's epilogue" if self.dtype == "int8" else None
 
-    def work(self, inputs: Sequence[Tensor], outputs: Sequence[Tensor]) -> Work:
+    def work(self, inputs: Sequence[Tensor], outputs: Sequence[Tensor], device: Capability = LEAST) -> Work:
         shape = inputs[0].shape
         columns = shape[-3] if len(shape) > 3 else shape[-1]
         biased = "bias" in self.fields

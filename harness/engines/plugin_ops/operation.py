@@ -22,6 +22,8 @@ Array = np.ndarray[Any, Any]
 Fields = Mapping[str, Array]
 FieldTypes = Mapping[str, type[np.generic]]
 Format = Literal["linear", "chw32", "other"]
+Capability = tuple[int, int]
+LEAST: Capability = (8, 0)  # what every kernel runs on
 
 TYPE_IDS = {0: "float32", 1: "float16", 2: "int8", 7: "bfloat16"}  # TensorRT's own numbers of its data types
 
@@ -129,8 +131,11 @@ class Operation(ABC):
         return here.dtype == self.dtype and here.format == self.format
 
     @abstractmethod
-    def work(self, inputs: Sequence[Tensor], outputs: Sequence[Tensor]) -> Work:
-        """What is to be run for these shapes. Raises UsageError for what no kernel does."""
+    def work(self, inputs: Sequence[Tensor], outputs: Sequence[Tensor], device: Capability = LEAST) -> Work:
+        """What is to be run for these shapes on a device of this compute capability.
+
+        Raises UsageError for what no kernel does.
+        """
 
 
 def plan_of(spec: KernelSpec[Any], case: Any) -> Plan:

@@ -8,7 +8,17 @@ from typing import ClassVar
 
 import numpy as np
 
-from harness.engines.plugin_ops.operation import Array, FieldTypes, Operation, Tensor, Work, field_types, plan_of
+from harness.engines.plugin_ops.operation import (
+    LEAST,
+    Array,
+    Capability,
+    FieldTypes,
+    Operation,
+    Tensor,
+    Work,
+    field_types,
+    plan_of,
+)
 from harness.errors import UsageError
 from kernels import skip_layernorm
 
@@ -53,7 +63,7 @@ class SkipFixed(Operation):
         residual = outputs[1].scale if len(outputs) > 1 else 1.0
         return replace(made, scales=(inputs[0].scale, inputs[1].scale, outputs[0].scale, residual))
 
-    def work(self, inputs: Sequence[Tensor], outputs: Sequence[Tensor]) -> Work:
+    def work(self, inputs: Sequence[Tensor], outputs: Sequence[Tensor], device: Capability = LEAST) -> Work:
         plan = plan_of(skip_layernorm.SPEC, self.case(inputs, outputs))
         return Work(plan, ("input", "skip"), ("output", "residual")[: self.outputs], self.constants())
 
