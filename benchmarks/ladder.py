@@ -265,8 +265,11 @@ def climb(folder: Path, routes: tuple[str, ...]) -> None:
 
     began = time.monotonic()
     made = laddering.climb(laddering.Settings("base", lengths="uniform", routes=routes, out=folder), say)
-    for row in ladder.read(made.session).rows:
-        say("  ".join((*row.texts, row.status, row.note)))
+    headers, rows = ladder.read(made.session).screen
+    for line in (headers, *rows):
+        say("  ".join(line))
+    for row in made.document["rungs"]:
+        say(f"{row['title']}, {row['route_title']}: {row['status']}; {row['note']}")
     say(f"{made.document['seconds']:.0f} s for the steps, {time.monotonic() - began:.0f} s in all")
 
 

@@ -8,9 +8,12 @@ import shlex
 import signal
 import subprocess
 import sys
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import IO
 
 from harness.errors import ToolMissing, UsageError
 from harness.record import Command, ToolRun
@@ -42,30 +45,53 @@ def run(command: Command, log_stem: Path, *, on_tick: Callable[[float], None] | 
         raise UsageError(f"cannot run {command.argv[0]} in {command.cwd}: no such folder")
     stdout, stderr = Path(f"{log_stem}.out"), Path(f"{log_stem}.err")
     stdout.parent.mkdir(parents=True, exist_ok=True)
-    shown = shlex.join(command.argv)
     start = time.monotonic()
     with stdout.open("wb") as out, stderr.open("wb") as err:
+        process, timed_out = None, False
         try:
-            process = subprocess.Popen(
-                command.argv, stdin=subprocess.DEVNULL, stdout=out, stderr=err, cwd=command.cwd,
-                env={**os.environ, **command.environment}, start_new_session=True,
-            )  # fmt: skip
-        except FileNotFoundError as error:
-            raise ToolMissing(command.argv[0], "to go on", f"install it, or check the command: {shown}") from error
-        except OSError as error:  # not executable, no program at all, an argument list too long
-            detail = f"cannot be started: {error.strerror}"
-            raise ToolMissing(command.argv[0], "to go on", f"check the command: {shown}", detail) from error
-        timed_out = False
-        try:
+            with _held_back():
+                process = _start(command, out, err)
             timed_out = not _wait(process, command.timeout_s, start, on_tick)
         finally:
-            _stop_group(process)
+            if process is not None:
+                _stop_group(process)
     duration = time.monotonic() - start
     code = process.returncode
     return ToolRun(
         command=command, returncode=None if timed_out else code, signal=-code if code is not None and code < 0 else None,
         timed_out=timed_out, duration_s=duration, stdout=stdout, stderr=stderr,
     )  # fmt: skip
+
+
+def _start(command: Command, out: IO[bytes], err: IO[bytes]) -> subprocess.Popen[bytes]:
+    shown = shlex.join(command.argv)
+    try:
+        return subprocess.Popen(
+            command.argv, stdin=subprocess.DEVNULL, stdout=out, stderr=err, cwd=command.cwd,
+            env={**os.environ, **command.environment}, start_new_session=True,
+        )  # fmt: skip
+    except FileNotFoundError as error:
+        raise ToolMissing(command.argv[0], "to go on", f"install it, or check the command: {shown}") from error
+    except OSError as error:  # not executable, no program at all, an argument list too long
+        detail = f"cannot be started: {error.strerror}"
+        raise ToolMissing(command.argv[0], "to go on", f"check the command: {shown}", detail) from error
+
+
+@contextmanager
+def _held_back() -> Iterator[None]:
+    """Let Ctrl-C and SIGTERM wait: one that came before we know the program's pid would leave it running for ever."""
+    came: list[int] = []
+    before = {}
+    if threading.current_thread() is threading.main_thread():
+        handled = (number for number in (signal.SIGINT, signal.SIGTERM) if callable(signal.getsignal(number)))
+        before = {number: signal.signal(number, lambda number, _: came.append(number)) for number in handled}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+        if came:
+            signal.raise_signal(came[0])
 
 
 def tail(path: Path, lines: int = 20, limit: int = 16_384) -> str:

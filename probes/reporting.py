@@ -18,7 +18,7 @@ import pandas as pd
 from harness.errors import UsageError
 from harness.record import Session
 from harness.tools import nsys
-from reports import page, perfetto, profile_page, units
+from reports import origins, page, perfetto, profile_page, units
 from reports.artifact import Artifact
 from reports.collect import Collection, collect
 
@@ -111,6 +111,8 @@ def describe(artifact: Artifact) -> Iterator[str]:
     rows = ", ".join(f"{name} {units.count(rows)}" for name, rows in artifact.rows().items() if rows)
     tool = " ".join(filter(None, (artifact.tool, artifact.tool_version)))
     yield f"{artifact.path.name} ({tool}): {rows or 'no rows'}"
+    if ties := artifact.summary.get("ties"):
+        yield f"  GPU time tied to ONNX nodes: {origins.spoken(ties)}"
     yield from (f"  {note}" for note in artifact.notes)
 
 

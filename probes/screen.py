@@ -38,7 +38,8 @@ def tool_runs(steps: Iterable[Mapping[str, Any]]) -> Shown:
     """One line a tool's run, and what to type next where it failed."""
     for step in steps:
         version = f" {step['version']}" if step["version"] else ""
-        took = f"{version}: {step['status']}, {step['duration_s']:.1f} s" if step["duration_s"] else ""
+        ran = step["duration_s"] or step["status"] != "ok"  # else only notes
+        took = f"{version}: {step['status']}, {step['duration_s']:.1f} s" if ran else ""
         yield step["name"] + took
         yield from (f"  {note}" for note in step["notes"])
         if step.get("error"):

@@ -237,14 +237,15 @@ def _blame(run: Bisection, number: int) -> str:
 
 def _lowered(run: Bisection) -> str:
     precision = (schema.text(run.manifest.get("precision")) or "lower precision").upper()
+    ran = any(trial.latency_ns is not None for trial in run.trials)
     return {
         "precision": f"every node can be stored in {precision}",
         "finite": "every value is finite",
         "compare": "the models agree",
         "build": "the model builds",
-        "crash": "the engine builds, runs and is right",
+        "crash": "the engine builds, runs and is right" if ran else "the engine builds; it was not run",
         "fusion": "the engine is right with every fusion",
-        "route": "the engine is right with the builder's defaults",
+        "route": f"the engine {'is right' if ran else 'builds'} with the builder's defaults",
         "check": "the check passes",
         "sanitizer": "the sanitizer has no findings",
         "nan": "no NaN or Inf is made",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -16,9 +16,12 @@ from reports import ladder_figures, schema, units
 from reports.tiles import Tile
 
 TEMPLATE = "ladder.html"
-HEADERS = ("step", "route", "median", "p99", "sequences/s", "on the one before", "in total", "error", "cosine",
-           "of the roofline", "memory", "built in")  # fmt: skip
+COLUMNS = ("Median", "p99", "Sequences/s", "On the one before", "In total", "Error", "Cosine", "Of the roofline", "Memory",
+           "Built in")  # fmt: skip
 
+PART_COLUMNS = ("Launches", "Blocks of one", "Bytes", "FLOPs", "Needed at the least", "Took", "Of the roofline")
+SUMMED = ("launches", "bytes", "flops", "bound_ns", "total_ns")
+SCALES = (("T", 1e12), ("G", 1e9), ("M", 1e6), ("k", 1e3), ("", 1.0))
 LEAST_GAIN = 1.01  # a factor that is worth a word
 
 # Of the talk that the ladder follows, 1 to 5.
@@ -96,7 +99,7 @@ class Row:
 
     @property
     def cells(self) -> list[tuple[float | None, str]]:
-        """Value to sort by and text, for the columns after step and route."""
+        """Value to sort by and text, for each of COLUMNS."""
         before, total, roofline = (self.number(name) for name in ("speedup_previous", "speedup_total", "roofline_pct"))
         throughput, cosine, memory, built = (
             self.number(name) for name in ("throughput", "cosine", "memory_bytes", "build_s")
@@ -110,8 +113,42 @@ class Row:
         ]  # fmt: skip
 
     @property
-    def texts(self) -> tuple[str, ...]:
-        return (self.title, self.route_title, *(text for _, text in self.cells))
+    def said(self) -> str:
+        """The step with its route; the route alone where it has no step at all."""
+        return self.route_title if self.raw.get("whole_route") is True else f"{self.title}, {self.route_title}"
+
+
+@dataclass(frozen=True)
+class Part:
+    """An operation of a step, all layers together: value to sort by and text of each column."""
+
+    name: str
+    cells: tuple[tuple[float | None, str], ...]
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A figure's place on the page, and what is said where it cannot be drawn."""
+
+    key: str
+    title: str
+    caption: str
+    instead: str
+
+
+FIGURES = (
+    Figure("waterfall", "Step by step", "Our kernels; in brackets the speed-up on the step before. Grey: side steps, on which "
+           "the next ones do not build.", "no GPU is here, and the emulation's times say nothing of one."),
+    Figure("pareto", "Speed against accuracy", "Below and to the left is better.", "needs times and errors of the same steps."),
+    Figure("routes", "Routes side by side", "The same step by each route that has it.", "no route was timed."),
+    Figure("operations", "Time by operation", "Each operation's launches of all layers by themselves, as a CUDA graph of their "
+           "own.", "no operation was timed: that needs a GPU."),
+    Figure("roofline", "Roofline", "All operations of a step together: what the definition asks for, over the time that it "
+           "took.", "needs a GPU, whose copy and product rates are the roofs."),
+    Figure("errors", "Error of each step", "Against float64.", "no error is known."),
+    Figure("layers", "Error after each layer", "Where a step loses accuracy.", "only our kernels tell what each layer made."),
+)  # fmt: skip
+OF_FUSION = ("waterfall", "errors")  # which has one route, and no layers
 
 
 @dataclass(frozen=True)
@@ -138,6 +175,30 @@ class View:
         """Of result.json; of steps.jsonl where the run was interrupted."""
         return [Row(row) for row in self.result.get("rungs") or self.steps if isinstance(row, Mapping)]
 
+    @cached_property
+    def columns(self) -> list[int]:
+        """The columns that some row has a value in."""
+        filled = [[value is not None for value, _ in row.cells] for row in self.rows]
+        return [number for number in range(len(COLUMNS)) if any(row[number] for row in filled)]
+
+    @property
+    def headers(self) -> tuple[str, ...]:
+        return tuple(COLUMNS[number] for number in self.columns)
+
+    def cells(self, row: Row) -> list[tuple[float | None, str]]:
+        cells = row.cells
+        return [cells[number] for number in self.columns]
+
+    @property
+    def screen(self) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
+        """Headers and rows of what was measured or checked."""
+        rows = [
+            (row.title, row.route_title, *(text for _, text in self.cells(row)))
+            for row in self.rows
+            if row.status == "measured"
+        ]
+        return ("step", "route", *(header.lower() for header in self.headers)), rows
+
     @property
     def timed(self) -> list[Row]:
         return [row for row in self.rows if row.median_ns]
@@ -149,7 +210,7 @@ class View:
     @property
     def name(self) -> str:
         if self.kind == "fusion":
-            return "the fusion exercise"
+            return "The fusion exercise"
         model = schema.mapping(self.result.get("model"))
         return f"BERT {schema.text(model.get('name'))}".strip()
 
@@ -172,14 +233,16 @@ class View:
 
     @property
     def status(self) -> str:
-        if not self.result:
+        if not self.result or self.result.get("interrupted") is True:
             return "interrupted"
         return "a step is wrong" if self.wrong else "measured" if self.on_gpu else "checked"
 
     @property
     def headline(self) -> str:
         """What came of it in one sentence."""
-        where = ", ".join(filter(None, (self.name, self.problem)))
+        where = ", ".join(
+            filter(None, (self.name, self.problem, "interrupted" if self.status == "interrupted" else ""))
+        )
         if self.wrong:
             first = self.wrong[0]
             return f"{where}: {first.title} ({first.route_title}) is off by {units.percent(first.error)}"
@@ -234,19 +297,63 @@ class View:
     @property
     def notes(self) -> list[tuple[str, str]]:
         """Step with route, and its note; a remark that several share is said once for each."""
-        return [(f"{row.title}, {row.route_title}", row.note) for row in self.rows if row.note]
+        return [(row.said, row.note) for row in self.rows if row.note]
 
-    def draw(self) -> dict[str, go.Figure]:
+    @cached_property
+    def dissected(self) -> Row | None:
+        """The step of our kernels whose operations are listed: the fastest, else the last that others build on."""
+        ours = [row for row in self.rows if row.route == "kernels" and row.operations]
+        timed = [row for row in ours if row.median_ns]
+        built = [row for row in ours if not row.aside]
+        return min(timed, key=lambda row: row.median_ns or 0.0) if timed else built[-1] if built else None
+
+    @property
+    def parts(self) -> list[Part]:
+        """Every operation of that step, and their sum; of PART_COLUMNS those that have a value."""
+        row = self.dissected
+        if row is None:
+            return []
+        sums = {name: sum(schema.real(one.get(name)) or 0 for one in row.operations) or None for name in SUMMED}
+        parts = [_part(one) for one in (*row.operations, {"operation": "sum", **sums})]
+        return [Part(one.name, tuple(one.cells[number] for number in _filled(parts))) for one in parts]
+
+    @property
+    def part_headers(self) -> list[str]:
+        row = self.dissected
+        return [PART_COLUMNS[number] for number in _filled([_part(one) for one in row.operations])] if row else []
+
+    @property
+    def caption(self) -> str:
+        """Of the table of steps."""
+        if self.kind == "fusion":
+            return "Times are of one replay of a step's CUDA graph; the error is the relative L2 distance from float64."
+        clock = ", between two events on the GPU" if self.on_gpu else "; those of a processor are the wall's"
+        return (f"Times are of a whole batch{clock}; the error is the relative L2 distance from float64 over all tokens that "
+                "count. “On the one before” is against the last step that others build on.")  # fmt: skip
+
+    @property
+    def figures(self) -> list[Figure]:
+        return [one for one in FIGURES if self.kind == "bert" or one.key in OF_FUSION]
+
+    @property
+    def not_drawn(self) -> list[Figure]:
+        return [one for one in self.figures if one.key not in self.drawn]
+
+    @cached_property
+    def drawn(self) -> dict[str, go.Figure]:
         drawn = {
             "waterfall": ladder_figures.draw_waterfall([row for row in self.timed if row.route == "kernels"]),
             "pareto": ladder_figures.draw_pareto([row for row in self.timed if row.error]),
             "routes": ladder_figures.draw_routes(self.timed),
-            "operations": ladder_figures.draw_operations([row for row in self.rows if row.operations]),
+            "operations": ladder_figures.draw_operations([row for row in self.timed if row.operations]),
             "roofline": ladder_figures.draw_roofline(self.timed, schema.mapping(self.result.get("roofs"))),
             "errors": ladder_figures.draw_errors([row for row in self.rows if row.error]),
             "layers": ladder_figures.draw_layers([row for row in self.rows if any(row.layer_errors)]),
         }
         return {name: figure for name, figure in drawn.items() if figure is not None}
+
+    def draw(self) -> dict[str, go.Figure]:
+        return self.drawn
 
 
 def read(session: Session) -> View:
@@ -258,6 +365,29 @@ def read(session: Session) -> View:
         result = {}
         gaps.append(str(error))
     return View(session.read_json("manifest.json"), result, tuple(session.steps()), tuple(gaps))
+
+
+def _part(one: Mapping[str, Any]) -> Part:
+    values = {name: schema.real(one.get(name)) for name in (*SUMMED, "blocks")}
+    bound, took = values["bound_ns"], values["total_ns"]
+    share = 100 * bound / took if bound and took else None
+    return Part(schema.text(one.get("operation")), (
+        (values["launches"], units.count(values["launches"])), (values["blocks"], units.count(values["blocks"])),
+        (values["bytes"], units.size(values["bytes"])), (values["flops"], _flops(values["flops"])),
+        (bound, _time(bound)), (took, _time(took)), (share, units.ABSENT if share is None else f"{share:.0f} %"),
+    ))  # fmt: skip
+
+
+def _filled(parts: Sequence[Part]) -> list[int]:
+    """The columns that some part has a value in."""
+    return [number for number in range(len(PART_COLUMNS)) if any(part.cells[number][0] is not None for part in parts)]
+
+
+def _flops(number: float | None) -> str:
+    if not number:
+        return units.ABSENT
+    unit, scale = next(one for one in SCALES if number >= one[1])
+    return f"{units.significant(number / scale)} {unit}".strip()
 
 
 def _time(nanoseconds: float | None) -> str:

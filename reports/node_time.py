@@ -14,6 +14,7 @@ from reports.templating import NUMBER, template
 
 ALIKE = 2 / 3  # shown where at least a third of the rows differ from others in the layer's number alone
 JOINED = " + "
+NUMBERED = "# is the number of a layer: the same node of all layers is one row."
 
 
 def executions(kernels: pd.DataFrame, ranges: pd.DataFrame | None) -> pd.DataFrame:
@@ -30,15 +31,16 @@ def executions(kernels: pd.DataFrame, ranges: pd.DataFrame | None) -> pd.DataFra
     named, inferred = (kernels[name].map(JOINED.join) for name in ("onnx_nodes", "inferred_nodes"))
     replayed = kernels["correlation_id"].where(kernels["capture_range_id"].notna())  # captured once, launched often
     frame = pd.DataFrame(
-        {"place": list(zip(place.tolist(), replayed.fillna(-1).tolist(), strict=True)), "operation": kernels["operation"].astype("object"),
+        {"place": place, "replay": replayed.fillna(-1).to_numpy(), "operation": kernels["operation"].astype("object"),
          "layer": kernels["layer"].astype("object"),
          "nodes": named.where(named != "", inferred), "inferred": inferred.where(named != "", ""),
          "tie": kernels["tie"].astype("object"), "duration_ns": kernels["duration_ns"]}
     )  # fmt: skip
     frame["nodes"] = frame["nodes"].where(frame["nodes"] != "", None)
-    first = frame.drop(columns="duration_ns").groupby("place", sort=False, as_index=False).first()
-    time = frame.groupby("place", sort=False)["duration_ns"].agg(["sum", "size"])
-    return first.assign(duration_ns=time["sum"].to_numpy(), kernels=time["size"].to_numpy()).drop(columns="place")
+    key = ["place", "replay"]
+    time = frame.groupby(key, sort=False)["duration_ns"].agg(["sum", "size"])
+    first = frame.drop_duplicates(key).drop(columns=[*key, "duration_ns"])  # in the same order
+    return first.assign(duration_ns=time["sum"].to_numpy(), kernels=time["size"].to_numpy()).reset_index(drop=True)
 
 
 def by_node(rows: pd.DataFrame) -> pd.DataFrame:

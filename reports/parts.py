@@ -150,7 +150,7 @@ def _node_time(part: Part, artifact: Artifact, kernels: pd.DataFrame, total: flo
     title = "ONNX nodes by GPU time"
     alone = together is None
     if together is not None:
-        part.sheets.append(_sheet(part, "alike", f"{title}, all layers together", together, "name", "total_ns", caption))  # fmt: skip
+        part.sheets.append(_sheet(part, "alike", f"{title}, all layers together", together, "name", "total_ns", f"{node_time.NUMBERED} {caption}"))  # fmt: skip
     part.sheets.append(_sheet(part, "nodes", title, table, "node set", "total_ns", caption if alone else ""))
     if (answer := node_time.headline(table if together is None else together, total)) is not None:
         part.say(2, *answer)
@@ -165,7 +165,7 @@ def _beside(kernels: pd.DataFrame, name: str) -> list[str]:
     found = ["layer"] if _has(kernels, "layer") and kernels["layer"].nunique() > 1 and not _only_layer(kernels) else []
     if _has(kernels, "onnx_nodes") and bool((kernels["onnx_nodes"].map("+".join) != names.fillna("")).any()):
         found.append("onnx_nodes")
-    return found
+    return [*found, "inferred_nodes"] if _has(kernels, "inferred_nodes") else found
 
 
 def _only_layer(kernels: pd.DataFrame) -> str:

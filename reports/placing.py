@@ -112,23 +112,28 @@ class _Search:
         for node in reversed(range(len(self.types))):
             for other in self.graph.predecessors[node]:
                 before[other] = before[other] or before[node]
-        return np.array(after, dtype=bool) | np.array(before, dtype=bool)
+        return np.array([one or other for one, other in zip(after, before, strict=True)], dtype=bool)
 
     def solve(self) -> dict[int, tuple[str, ...]]:
         """Operation -> nodes that were inferred for it; none at all if the names contradict the graph."""
         disputed: set[int] = set()
+        said = dict(self.places)
         while True:
             low, high = self._stretches()
             if any(low[node] > where[-1] or where[0] > high[node] for node, where in self.places.items()):
                 return {}
             votes = self._votes(low, high)
-            disputed |= {node for node, where in votes.items() if where is None}
+            clashing = {node for node, where in votes.items() if where is None} - disputed
             fresh = {node: where for node, where in votes.items() if where and node not in {*self.places, *disputed}}
-            if not fresh:
+            if clashing & self.places.keys():  # others may rest on it: again from the names, without it
+                self.places = dict(said)
+            elif fresh:
+                self.places |= fresh
+            elif not clashing:
                 break
-            self.places |= fresh
+            disputed |= clashing
         found: dict[int, list[str]] = defaultdict(list)
-        for node in sorted(self.places.keys() - self.claimed - disputed):
+        for node in sorted(self.places.keys() - said.keys()):
             for number in self.places[node]:
                 found[number].append(self.graph.nodes[node].name)
         return {number: tuple(names) for number, names in found.items()}
@@ -151,7 +156,7 @@ class _Search:
         for node, where in (*self._products(low, high), *self._suppliers(low, high)):
             if node in self.claimed or not self.near[node]:
                 continue
-            before = votes.get(node, where)
+            before = votes.get(node, self.places.get(node, where))
             wider = where if before is None or len(where) > len(before) else before
             votes[node] = wider if before is not None and {*where} | {*before} == {*wider} else None
         return votes

@@ -175,7 +175,8 @@ def headline(result: Mapping[str, Any], rows: int) -> str:
     values = units.plural(rows, "value")
     ended = result.get("ended")
     if ended not in ("finished", None):
-        return f"The kernel {'crashed' if ended == 'crashed' else 'did not end'}; {values} logged until then"
+        how = {"crashed": "The kernel crashed", "interrupted": "Interrupted"}.get(str(ended), "The kernel did not end")
+        return f"{how}; {values} logged until then"
     if first := next(iter(result.get("not_finite") or ()), None):
         return f"{value_text(first['value'])} first in {first['assigned']} at {first['file']}:{first['line']}, {where(first)}"
     if findings := result.get("findings"):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -11,6 +11,7 @@ from typing import Any
 import plotly.graph_objects as go
 
 from reports import faults, joining, page, parts, schema, sheets, tool_runs, units
+from reports.artifact import Artifact
 from reports.collect import Collection
 from reports.parts import Part
 from reports.sheets import Column, Sheet
@@ -98,9 +99,14 @@ def view(collection: Collection) -> View:
     shown = View(made, collection.manifests, collection.left_out, tool_runs.of(collection.results))
     if (together := joining.sheet(collection.artifacts)) is not None:
         shown.lead.sheets.append(together)
-    if (found := faults.sheet(faults.of(collection.results))) is not None:
+    if (found := faults.sheet(faults.of(collection.results))) is not None and not _same(found, collection.artifacts):
         shown.lead.sheets.insert(0, found)
     return shown
+
+
+def _same(found: Sheet, artifacts: Sequence[Artifact]) -> bool:
+    """Whether the one artifact's own findings are a row each already."""
+    return len(artifacts) == 1 and len(artifacts[0].tables.get("findings", ())) == found.total
 
 
 def render(collection: Collection) -> str:

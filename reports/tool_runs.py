@@ -30,8 +30,12 @@ def failures(runs: Sequence[Run]) -> Iterator[str]:
             continue
         hint = schema.text(run.get("hint"))
         said = error.splitlines()[0] if error and error != status else ""
-        words = f"{schema.text(run.get('name'))} {status}{f': {said}' if said else ''}{f' (try: {hint})' if hint else ''}"
-        yield units.shorten(words, _WIDEST)
+        words = (
+            f"{schema.text(run.get('name'))} {status}",
+            f": {said}" if said else "",
+            f" (try: {hint})" if hint else "",
+        )
+        yield units.shorten("".join(words), _WIDEST)
 
 
 def sheet(runs: Sequence[Run]) -> Sheet | None:

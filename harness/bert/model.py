@@ -71,7 +71,9 @@ class BertConfig:
     def preset(cls, name: str) -> BertConfig:
         """`tiny` (2 layers of 128), `base` (12 of 768) or `large` (24 of 1024)."""
         if name not in PRESETS:
-            raise UsageError(f"no BERT preset {name!r}", hint=f"one of {', '.join(PRESETS)}")
+            raise UsageError(
+                f"no BERT preset {name!r}", hint=f"one of {', '.join(PRESETS)}, or the path of a config.json"
+            )
         return PRESETS[name]
 
     @classmethod
@@ -83,7 +85,7 @@ class BertConfig:
         except FileNotFoundError as error:
             raise UsageError(f"{path} does not exist", hint="give the path of a config.json") from error
         except ValueError as error:
-            raise ParseError(path, "content", "JSON", str(error)) from error
+            raise ParseError(path, "content", "JSON, a model's config.json", str(error)) from error
         if not isinstance(content, dict):
             raise ParseError(path, "content", "a JSON object", type(content).__name__)
         if (kind := content.get("position_embedding_type", "absolute")) != "absolute":

@@ -17,6 +17,7 @@ from harness.errors import ParseError, UsageError
 
 Array = np.ndarray[Any, Any]
 WEIGHTS, CONFIG = "model.safetensors", "config.json"
+FORMATS = (".safetensors", ".onnx")
 LAYER = re.compile(r"encoder\.layer\.(\d+)\.")
 
 
@@ -28,8 +29,11 @@ def read(path: Path, config: BertConfig | None = None) -> tuple[BertConfig, dict
     """
     if path.is_dir():
         path = path / WEIGHTS
+    wanted = f"a folder with {WEIGHTS} and {CONFIG}, or an .onnx encoder"
     if not path.is_file():
-        raise UsageError(f"{path} does not exist", hint=f"a folder with {WEIGHTS} and {CONFIG}, or an .onnx encoder")
+        raise UsageError(f"{path} does not exist", hint=wanted)
+    if path.suffix not in FORMATS:
+        raise UsageError(f"{path}: expected {' or '.join(FORMATS)}, got {path.suffix or 'no suffix'}", hint=wanted)
     if path.suffix == ".onnx":
         graph = onnx.load(str(path)).graph
         weights = dict(_from_graph(graph))

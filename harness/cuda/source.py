@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
@@ -147,6 +148,8 @@ def read(path: Path) -> Source:
 
 
 def parse(text: bytes, name: str = "<text>") -> Source:
+    if text.startswith(codecs.BOM_UTF8):  # in a copy it would not be the first thing
+        text = b" " * len(codecs.BOM_UTF8) + text[len(codecs.BOM_UTF8) :]
     return Source(name, text, _parser().parse(_UNKNOWN.sub(lambda match: b" " * len(match[0]), text)))
 
 
@@ -261,14 +264,26 @@ def _function(node: Node, around: _Around) -> Function | None:
     name = declarator.child_by_field_name("declarator") if declarator else None
     if name is None or body is None or name.text is None:
         return None
-    if name.type == "template_function":  # a specialisation
-        name = name.child_by_field_name("name") or name
+    scope, last = _parts(name)
     spaces = {child.type for child in node.children}
     kernel = "__global__" in spaces
     return Function(
-        _text(name), around.scope, kernel, kernel or "__device__" in spaces, around.member, around.template is not None,
+        last, (*around.scope, *scope), kernel, kernel or "__device__" in spaces, around.member, around.template is not None,
         around.template or (), around.extern_c, node.start_point.row + 1, node.end_point.row + 1, node,
     )  # fmt: skip
+
+
+def _parts(name: Node) -> tuple[tuple[str, ...], str]:
+    """What stands before a name, and the name, without the arguments of a specialisation: `a::b::k<float>`."""
+    scope: tuple[str, ...] = ()
+    while name.type in ("qualified_identifier", "template_function"):
+        if (before := name.child_by_field_name("scope")) is not None:
+            scope = (*scope, _text(before))
+        inner = name.child_by_field_name("name")
+        if inner is None:
+            break
+        name = inner
+    return scope, _text(name)
 
 
 def _template_parameters(node: Node) -> tuple[str, ...]:

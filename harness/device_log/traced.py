@@ -25,7 +25,7 @@ from kernels.plan import Launch, Pointer
 
 GRACE_S = 60.0  # until the worker is there and has compiled, on a machine with other work
 MOST_GROWTH = 4  # runs
-Ended = Literal["finished", "crashed", "timed out"]
+Ended = Literal["finished", "crashed", "timed out", "interrupted"]
 Row = dict[str, Any]
 
 
@@ -56,9 +56,14 @@ class Traced:
     printed_lost: int | None = 0
 
 
+def copies() -> Path:
+    """Where changed copies of sources lie."""
+    return cache().parent / "traced"
+
+
 def place(text: bytes, name: str) -> Path:
     """Write a changed copy where an equal one always lies, so that what was compiled from it is found again."""
-    folder = cache().parent / "traced" / hashlib.sha256(text).hexdigest()[:20]
+    folder = copies() / hashlib.sha256(text).hexdigest()[:20]
     path = folder / name
     if not path.is_file():
         folder.mkdir(parents=True, exist_ok=True)
@@ -76,7 +81,7 @@ def run(job: Job, *, emulate: bool, grow: bool = False) -> Traced:
     once = run_emulated if emulate else run_on_gpu
     traced = once(job)
     for _ in range(MOST_GROWTH):
-        if not grow or not traced.recorded.lost:
+        if not grow or not traced.recorded.lost or traced.ended == "interrupted":
             break
         job = replace(job, records=traced.recorded.needed)
         traced = once(job)
@@ -85,10 +90,17 @@ def run(job: Job, *, emulate: bool, grow: bool = False) -> Traced:
 
 def run_emulated(job: Job) -> Traced:
     path = device_log.create(job.folder / "device_log.bin", job.records, job.selection)
-    with _environment(device_log.VARIABLE, str(path.resolve())):
-        done = emulated.run(
-            [job.launch], job.arrays, checks=job.checks, timeout_s=job.timeout_s, folder=job.folder,
-        )  # fmt: skip
+    try:
+        with _environment(device_log.VARIABLE, str(path.resolve())):
+            done = emulated.run(
+                [job.launch], job.arrays, checks=job.checks, timeout_s=job.timeout_s, folder=job.folder,
+            )  # fmt: skip
+    except KeyboardInterrupt:  # whoever has waited long enough for a kernel that hangs, wants to see what it logged
+        recorded = device_log.read(path)
+        if not recorded.needed:
+            raise
+        device_log.shrink(path, recorded)
+        return Traced(recorded, (), (), job.arrays, "interrupted")
     printed = tuple(Printed(row.launch, row.kernel, row.kernel, row.text.removesuffix("\n"), row.block, row.thread)
                     for row in done.printed)  # fmt: skip
     recorded = device_log.read(path)

@@ -21,6 +21,7 @@ MOST_OPERANDS = 8
 _CHANGING = {"assignment_expression", "update_expression", "new_expression", "delete_expression"}
 _BUILT_IN = {"threadIdx", "blockIdx", "blockDim", "gridDim", "warpSize"}  # every row says where it comes from
 _INTEGERS = re.compile(r"(?:(?:unsigned|signed|long|short|int|char|bool|size_t|u?int\d+_t|__half2?_raw)\s*)+")
+_TOGETHER = re.compile(r"atomic\w+|__sync\w+|__\w+_sync|__shfl\w*|__threadfence\w*")
 # How compilers name a place: g++ and clang `file:line:column: error: text`, nvcc and NVRTC `file(line): error: text`.
 _MESSAGE = re.compile(
     r"^[ \t]*(?P<file>--at \d+)(?::(?P<line>\d+)(?::(?P<column>\d+))?:|\((?P<row>\d+)\):) *(?:fatal )?error[^:\n]*: (?P<text>.+)$",
@@ -81,6 +82,10 @@ def _expressions(option: str, text: str) -> tuple[str, ...]:
         raise UsageError(
             f"{option}: {source.of(change)} would change what the kernel computes", hint="an expression that only reads"
         )
+    for call in _walk(arguments, {"call_expression"}):
+        if (together := _TOGETHER.match(source.of(call))) is not None:
+            raise UsageError(f"{option}: {together[0]}() writes to memory or waits for threads that are not chosen",
+                             hint="--at the line after it, and print what it returned")  # fmt: skip
     return tuple(source.of(node) for node in arguments.named_children if node.type != "comment")
 
 

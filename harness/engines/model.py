@@ -133,7 +133,7 @@ def _quantise(source: Path | onnx.ModelProto, options: BuildOptions, folder: Pat
     """Symmetric Q/DQ, weights per channel, as TensorRT wants them; biases are left alone."""
     if not options.calibration:
         raise UsageError("int8: the model has no Q/DQ nodes, and there are no samples to calibrate with",
-                         hint="--calibration FILE.npz (several), or a model exported with Q/DQ nodes")  # fmt: skip
+                         hint="--inputs FILE.npz, or a model exported with Q/DQ nodes")  # fmt: skip
     quantisation = optional.load("onnxruntime.quantization", "to insert Q/DQ nodes")
     path, written = folder / "float.onnx", folder / "qdq.onnx"
     model = _model(source)

@@ -18,7 +18,7 @@ import numpy as np
 
 from harness.cuda import device as gpu
 from harness.cuda import launch
-from harness.engines.plugin_ops.operation import Array, Format, Operation, Tensor, Work
+from harness.engines.plugin_ops.operation import Array, Call, Format, Operation, Tensor, Work
 from harness.engines.plugin_ops.table import OPERATIONS
 from harness.errors import UsageError
 from kernels.spec import size_bytes
@@ -68,7 +68,7 @@ class Executor:
 
     def __init__(self, operation: Operation) -> None:
         self.operation = operation
-        self._ready: dict[Any, _Ready] = {}
+        self._ready: dict[Call, _Ready] = {}
         self._lock = threading.Lock()
 
     def enqueue(self, inputs: Sequence[Tensor], outputs: Sequence[Tensor], pointers: Sequence[int],
@@ -80,12 +80,11 @@ class Executor:
         ready.prepared.launch_on({**ready.held_addresses, **addresses}, stream)
 
     def prepare(self, inputs: Sequence[Tensor], outputs: Sequence[Tensor]) -> _Ready:
-        key = (tuple(inputs), tuple(outputs))
+        call = Call(tuple(inputs), tuple(outputs), gpu.get().facts.compute_capability)
         with self._lock:
-            if key not in self._ready:
-                capability = gpu.get().facts.compute_capability
-                self._ready[key] = _get_ready(self.operation.work(inputs, outputs, capability))
-            return self._ready[key]
+            if call not in self._ready:
+                self._ready[call] = _get_ready(self.operation.work(call))
+            return self._ready[call]
 
 
 @dataclass(frozen=True)

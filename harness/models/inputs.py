@@ -47,7 +47,7 @@ def random_samples(inputs: Sequence[onnx.ValueInfoProto], how: RandomInputs) -> 
     given = dict(how.shapes or {})
     if unknown := sorted(given.keys() - {value.name for value in inputs}):
         raise UsageError(
-            f"--shape {unknown[0]}: the model has no such input; it reads {sorted(v.name for v in inputs)}"
+            f"a shape of {unknown[0]!r} was given: the model has no such input; it reads {sorted(v.name for v in inputs)}"
         )
     notes, shapes = [], {}
     symbols = _symbols(inputs, given)
@@ -55,11 +55,11 @@ def random_samples(inputs: Sequence[onnx.ValueInfoProto], how: RandomInputs) -> 
         shapes[value.name], guessed = _shape(value, given.get(value.name), symbols)
         if guessed:
             text = "x".join(map(str, shapes[value.name]))
-            notes.append(f"input {value.name!r} has free dimensions; {text} was assumed (--shape {value.name}:{text})")
+            notes.append(f"input {value.name!r} has free dimensions; {text} was assumed")
     rng = np.random.default_rng(how.seed)
     samples = [{v.name: _draw(v, shapes[v.name], how, rng) for v in inputs} for _ in range(how.samples)]
     for feeds in samples:
-        check_feeds(inputs, feeds, "--shape")
+        check_feeds(inputs, feeds, "the shape that was given")
     return samples, notes
 
 
@@ -84,7 +84,8 @@ def _read_npz(path: Path) -> Feeds:
                 raise ParseError(path, "content", "an .npz archive with one array per input", "a single array (.npy)")
             return {name: archive[name] for name in archive.files}
     except (ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
-        raise ParseError(path, "content", "an .npz archive of plain arrays", str(error)) from error
+        got = str(error) if zipfile.is_zipfile(path) else "no archive"
+        raise ParseError(path, "content", "an .npz archive of plain arrays", got) from error
 
 
 def _read_json(path: Path) -> list[Feeds]:

@@ -55,7 +55,7 @@ class Options:
     launch_skip: int = 0
     launch_count: int | None = None
     clock_control: str = "none"  # as found; "base" locks the clocks, which makes runs comparable and slower
-    replay_mode: str = "kernel"  # one of REPLAYS: what is run again to read more counters, a launch or the whole program
+    replay_mode: str = "kernel"  # one of REPLAYS: what runs again to read more counters
     timeout_s: float | None = None
 
 

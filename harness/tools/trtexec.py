@@ -152,7 +152,9 @@ def run(options: Options, folder: Path, tell: Tell, *, stem: str = STEM) -> Reco
     ran = tools.drive(tool, command(tool, options, report), report, tell)
     text = tools.said(ran)
     if ran.ok and not _ended(ran):
-        raise tools.empty(tool, "said neither PASSED nor FAILED: its output is cut, or it is no trtexec", tools.where(ran), text)
+        raise tools.empty(
+            tool, "said neither PASSED nor FAILED: its output is cut, or it is no trtexec", tools.where(ran), text
+        )
     if not ran.ok or not passed(ran):
         raise tools.failure(tool, ran, text, SYMPTOMS, quoted=_errors(text))
     return Recorded(tool, ran, (ran.stdout, *_exports(report)), None, _remarks(tool, options))

@@ -25,16 +25,15 @@ RESULTS = (options.out("ladder"), options.JSON)
 
 SECTIONS = {
     "The model": (
-        option("--config", default="base", show_default=True, metavar="tiny|base|large|FILE",
-               help="Its sizes, or its config.json."),
+        option("--config", metavar="tiny|base|large|FILE", help="Its sizes (base), or its config.json."),
         option("--weights", metavar="PATH", type=READABLE,
                help="A Hugging Face folder, a .safetensors or an .onnx encoder; random weights without it."),
     ),
     "Its inputs": (
         option("--batch", type=click.IntRange(min=1), metavar="N", help="Sequences at once (32; 2 without a GPU)."),
         option("--seq", "sequence", type=click.IntRange(min=1), metavar="N", help="Tokens of a sequence (128; 32 without a GPU)."),
-        option("--lengths", type=click.Choice(("full", "uniform")), default="full", show_default=True,
-               help="Valid tokens: all, or spread over 0.2 to 1.0 of the sequence."),
+        option("--lengths", type=click.Choice(("full", "uniform")),
+               help="Valid tokens: all (full), or spread over 0.2 to 1.0 of the sequence."),
         option("--inputs", metavar="FILE.npz", type=FILE,
                help="input_ids, token_type_ids, attention_mask [B, S] of real text, with its own lengths."),
         SEED,

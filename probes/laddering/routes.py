@@ -285,7 +285,9 @@ def _load(job: Job, module: str, purpose: str) -> Any:
     try:
         found = optional.load(module, purpose)
     except DependencyMissing as error:
-        return Absent("not installed", str(error), whole=True)
+        known = optional.LIBRARIES[module]
+        text = str(error) if optional.present(known) else f"{module} is not installed: {known.install}"
+        return Absent("not installed", text, whole=True)
     if job.device is None or (module == "torch" and not found.cuda.is_available()):
         return Absent("not available", f"{module} sees no GPU", whole=True)
     return found

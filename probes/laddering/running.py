@@ -33,6 +33,7 @@ from reports import page
 
 Array = np.ndarray[Any, Any]
 Tell = Callable[[str], None]
+PRESET = "base"
 CHECKED = 2  # sequences whose result is compared with float64, where a GPU computes many
 GPU_SHAPE, CPU_SHAPE = (32, 128), (2, 32)  # batch and sequence, unless they are given
 
@@ -41,14 +42,15 @@ GPU_SHAPE, CPU_SHAPE = (32, 128), (2, 32)  # batch and sequence, unless they are
 class Settings:
     """What to climb. `config` is a preset or a config.json; `weights` a folder, .safetensors or .onnx (random without).
 
-    `inputs`: an .npz with `bert.INPUTS` [B, S] of real text, which then says batch, sequence and lengths.
+    `inputs`: an .npz with `bert.INPUTS` [B, S] of real text, which then says batch, sequence and lengths. Raises
+    UsageError where something is said twice.
     """
 
-    config: str = "base"
+    config: str | None = None  # base
     weights: Path | None = None
     batch: int | None = None
     sequence: int | None = None
-    lengths: str = "full"  # or uniform: 0.2 to 1.0 of the sequence
+    lengths: str | None = None  # full, or uniform: 0.2 to 1.0 of the sequence
     inputs: Path | None = None
     samples: Path | None = None  # of calibration; the inputs themselves without
     method: str = "max"
@@ -60,11 +62,31 @@ class Settings:
     tolerance: float = 1e-2
     out: Path | None = None
 
+    def __post_init__(self) -> None:
+        if self.inputs is not None:
+            for option, value in (("batch", self.batch), ("seq", self.sequence), ("lengths", self.lengths)):
+                if value is not None:
+                    raise UsageError(f"--{option} {value}: the text of --inputs {self.inputs.name} says it already",
+                                     hint=f"leave out --{option} or --inputs")  # fmt: skip
+        if self.weights is not None and self.config is not None and not self.config_file:
+            raise UsageError(f"--config {self.config}: --weights {self.weights.name} says its sizes itself",
+                             hint="leave out --config, or give the weights' config.json")  # fmt: skip
+
+    @property
+    def config_file(self) -> Path | None:
+        """The config.json, where `config` is one."""
+        return Path(self.config) if self.config and Path(self.config).is_file() else None
+
+    @property
+    def name(self) -> str:
+        """The model's, as it is shown: no folders."""
+        named = self.weights or self.config_file
+        return named.name if named else self.config or PRESET
+
     def command(self) -> list[str]:
         """The command line again, files by name only."""
         words = ["ladder", "bert"]
-        texts = {"config": self.config if not Path(self.config).is_file() else Path(self.config).name,
-                 "weights": self.weights, "batch": self.batch, "seq": self.sequence, "lengths": self.lengths,
+        texts = {"config": self.config_file.name if self.config_file else self.config, "weights": self.weights, "batch": self.batch, "seq": self.sequence, "lengths": self.lengths,
                  "inputs": self.inputs, "calibration": self.samples, "method": self.method,
                  "routes": ",".join(self.routes), "steps": ",".join(self.steps), "seconds": f"{self.seconds:g}",
                  "seed": self.seed, "tolerance": f"{self.tolerance:g}"}  # fmt: skip
@@ -94,24 +116,26 @@ def climb(settings: Settings, tell: Tell = lambda _: None) -> Laddered:
     feeds = _feeds(settings, config, device)
     session = Session.create("ladder", settings.out)
     session.write_json("manifest.json", driving.manifest("ladder", settings.command(), {
-        "model": {"config": settings.config if settings.weights is None else settings.weights.name, **asdict(config)},
+        "model": {"config": settings.name, **asdict(config)},
         **({"device": device.facts.as_manifest(), "clock_state_before": gpu.clock_state(device)} if device else {}),
     }))  # fmt: skip
     began = time.monotonic()
     tell("computing the reference in float64, and looking at the activations")
     job = _job(settings, config, weights, feeds, device, session)
     rows: list[dict[str, Any]] = []
+    blamed: list[dict[str, Any]] = []
     interrupted = False
     try:
         for route in ladder_routes.ROUTES:
             if route.asked in routes:
                 rows += _climb_route(job, route, wanted, session, tell)
+        if settings.bisect:
+            blamed = _bisect(settings, job, rows, session, tell)
     except KeyboardInterrupt:
         interrupted = True
         rows = list(session.steps())
     document = _document(settings, job, rows, time.monotonic() - began)
-    if settings.bisect and not interrupted:
-        document["bisect"] = _bisect(settings, job, rows, session, tell)
+    document |= {"bisect": blamed, "interrupted": interrupted}
     return _finish(document, session, EXIT_INTERRUPTED if interrupted else _exit_code(rows), tell)
 
 
@@ -127,10 +151,10 @@ def _finish(document: dict[str, Any], session: Session, exit_code: int, tell: Te
 
 
 def _model(settings: Settings) -> tuple[BertConfig, dict[str, Array]]:
-    is_file = Path(settings.config).is_file()
+    written = BertConfig.from_json(settings.config_file) if settings.config_file else None
     if settings.weights is not None:
-        return bert_weights.read(settings.weights, BertConfig.from_json(settings.config) if is_file else None)
-    config = BertConfig.from_json(settings.config) if is_file else BertConfig.preset(settings.config)
+        return bert_weights.read(settings.weights, written)
+    config = written or BertConfig.preset(settings.config or PRESET)
     return config, bert.random_weights(config, settings.seed)
 
 
@@ -232,7 +256,8 @@ def _row(job: Job, route: Route, rung: Rung, taken: Taken, before: list[dict[str
     row: dict[str, Any] = {"rung": rung.name, "title": rung.title, "route": route.name, "route_title": route.title,
                            "aside": rung.aside, "bound": bound if (bound := rungs.bound_of(rung)) else None}  # fmt: skip
     found = taken if isinstance(taken, Measured) else Measured()
-    row["status"] = "measured" if isinstance(taken, Measured) else taken.status
+    row["status"] = taken.status if isinstance(taken, Absent) else "measured"
+    row["whole_route"] = isinstance(taken, Absent) and taken.whole
     median = float(np.median(found.times_ns)) if found.times_ns else None
     p99 = float(np.percentile(found.times_ns, 99)) if found.times_ns else None
     row |= {"latency_ns": {"median": median, "p99": p99}, "throughput": job.batch / median * 1e9 if median else None}
@@ -246,9 +271,9 @@ def _row(job: Job, route: Route, rung: Rung, taken: Taken, before: list[dict[str
     row["roofline_pct"] = 100 * found.bound_ns / median if found.bound_ns and median else None
     row["operations"] = [dict(one) for one in found.operations]
     notes = [
-        rung.note if route.name == "kernels" else "",
+        rung.note if route.name == "kernels" and isinstance(taken, Measured) else "",
         *found.notes,
-        "" if isinstance(taken, Measured) else taken.note,
+        taken.note if isinstance(taken, Absent) else "",
     ]
     row["note"] = "; ".join(note for note in notes if note)
     row["verdict"] = _verdict(row)
@@ -297,13 +322,13 @@ def _exit_code(rows: list[dict[str, Any]]) -> int:
 def _document(settings: Settings, job: Job, rows: list[dict[str, Any]], seconds: float) -> dict[str, Any]:
     lengths = job.lengths
     return {
-        "kind": "bert", "model": {"name": settings.weights.name if settings.weights else settings.config,
-                                  "random_weights": settings.weights is None, **asdict(job.config)},
+        "kind": "bert",
+        "model": {"name": settings.name, "random_weights": settings.weights is None, **asdict(job.config)},
         "batch": job.batch, "sequence": job.sequence, "tokens": sum(lengths), "lengths": list(lengths),
         "checked": job.checked, "device": job.device.facts.name if job.device else None, "seconds": seconds,
         "roofs": {"bytes_per_s": job.roofs.bytes_per_s, "flop_per_s": dict(job.roofs.flop_per_s)} if job.roofs else None,
         "calibration": {"method": settings.method, "real": settings.samples is not None or settings.inputs is not None},
-        "rungs": rows, "bisect": [],
+        "rungs": rows,
     }  # fmt: skip
 
 

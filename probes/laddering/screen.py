@@ -9,7 +9,8 @@ from reports import ladder as told
 
 def show(session: Session) -> Shown:
     view = told.read(session)
-    yield table(told.HEADERS, (row.texts for row in view.rows))
-    yield from (f"{row.title} ({row.route_title}): {row.note}" for row in view.rows if row.status != "measured")
+    if view.screen[1]:
+        yield table(*view.screen)
+    yield from (f"{row.said}: {row.note}" for row in view.rows if row.status != "measured")
     yield view.headline
     yield from report_line(session)

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import csv
 import json
+import re
+import shutil
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -17,12 +20,12 @@ from harness.device_log import traced, tracepoints
 from harness.device_log.layout import Selection
 from harness.device_log.traced import Job, Traced
 from harness.device_log.tracepoints import Instrumented
-from harness.errors import EXIT_CLEAN, EXIT_DEFECT, ArtifactMissing, BuildFailed, UsageError
+from harness.errors import EXIT_CLEAN, EXIT_DEFECT, EXIT_INTERRUPTED, ArtifactMissing, BuildFailed, UsageError
 from harness.record import Session, to_json
 from kernels.plan import Extent, Launch, Pointer
 from probes.targets import arguments, driving
 from probes.targets.arguments import Inputs
-from reports import page, printed
+from reports import page, printed, units
 
 Tell = Callable[[str], None]
 MOST_JSON_ROWS = 1_000_000  # in result.json: more are only in the tables
@@ -84,6 +87,8 @@ class Printing:
 
     @property
     def exit_code(self) -> int:
+        if self.result["ended"] == "interrupted":
+            return EXIT_INTERRUPTED
         return EXIT_DEFECT if self.result["defects"] else EXIT_CLEAN
 
 
@@ -117,7 +122,11 @@ def run(settings: Settings, out: Path | None = None, tell: Tell = lambda _: None
     session.write_json("manifest.json", driving.manifest("printf", settings.command(), more))
     _keep_inputs(session, subject)
     tell("compiling and running")
-    done, notes = _trace(settings, subject, made, selection, session, emulate)
+    try:
+        done, notes = _trace(settings, subject, made, selection, session, emulate)
+    except (BuildFailed, UsageError):
+        _discard(session)
+        raise
     rows = done.recorded.rows(subject.entry.name)
     result = _result(settings, subject, made, done, rows, notes)
     _write(session, result, rows, done)
@@ -182,6 +191,14 @@ def _keep_inputs(session: Session, subject: _Subject) -> None:
     (session.raw / "source.cu").write_bytes(subject.source.text)
 
 
+def _discard(session: Session) -> None:
+    """Nothing was run: the same --out may be given again."""
+    (session.folder / "manifest.json").unlink(missing_ok=True)
+    shutil.rmtree(session.raw, ignore_errors=True)
+    with suppress(OSError):  # there is something else in it
+        session.folder.rmdir()
+
+
 def _trace(
     settings: Settings, subject: _Subject, made: Instrumented, selection: Selection, session: Session, emulate: bool
 ) -> tuple[Traced, list[str]]:
@@ -205,9 +222,15 @@ def _trace(
             explained = tracepoints.explain(error, made.points)
             if isinstance(explained, UsageError):
                 raise explained from None
-            first = first or error
+            first = first or _of_the_source(error, subject.source.name)
     assert first is not None
     raise first
+
+
+def _of_the_source(error: BuildFailed, name: str) -> BuildFailed:
+    """The copy that was compiled lies among caches; its lines are those of the source."""
+    folder = re.escape(str(traced.copies()))
+    return BuildFailed(re.sub(rf"{folder}/\w+/{re.escape(name)}", name, str(error)), hint=error.hint)
 
 
 def _job(
@@ -232,7 +255,7 @@ def _result(
     notes: list[str],
 ) -> dict[str, Any]:
     watched = [row for row in rows if row["tag"].startswith("watch-nan: ") and " <- " not in row["tag"]]
-    defects = len(watched) + len(done.findings) + (done.ended != "finished" and not done.findings)
+    defects = len(watched) + len(done.findings) + (done.ended in ("crashed", "timed out") and not done.findings)
     if len(rows) > MOST_JSON_ROWS:
         notes = [*notes, f"result.json has the first {MOST_JSON_ROWS} rows; all are in device_log.csv"]
     return {
@@ -260,17 +283,21 @@ def _advice(settings: Settings, made: Instrumented, done: Traced, rows: int) -> 
     if done.recorded.lost is None:
         notes.append("the kernel died with a full buffer: how many values were lost is not known; more room: --records")
     elif done.recorded.lost:
-        notes.append(f"{done.recorded.lost} values were lost: --grow, or --records {done.recorded.needed}")
+        notes.append(
+            f"{units.plural(done.recorded.lost, 'value')} found no room: --grow, or --records {done.recorded.needed}"
+        )
     if done.recorded.torn:
-        notes.append(f"{done.recorded.torn} values were being written when the kernel died, and are left out")
+        notes.append(f"{units.plural(done.recorded.torn, 'value')} left out: being written when the kernel died")
     if done.printed_lost:
-        notes.append(f"{done.printed_lost} outputs of printf were overwritten in CUDA's buffer: log with PROBE instead")
+        lost = units.plural(done.printed_lost, "output")
+        notes.append(f"{lost} of printf overwritten in CUDA's buffer: log with PROBE instead")
     if done.printed_lost is None and done.printed:
         notes.append("whether printf lost outputs is not known")
     if not rows and made.points and done.ended == "finished":
         notes.append("no chosen thread came by the lines")
     if settings.watch and not any(name.startswith("watch-nan") for name in done.recorded.tags()):
-        notes.append(f"{made.watched} assignments were watched: no NaN, no Inf")
+        where = " in the chosen threads" if settings.thread or settings.in_block or settings.warp else ""
+        notes.append(f"{units.plural(made.watched, 'assignment')} watched{where}: no NaN, no Inf")
     return notes
 
 

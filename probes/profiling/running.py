@@ -20,8 +20,9 @@ from harness.tools.tool import Recorded
 from probes import reporting
 from probes.profiling.settings import INPROCESS, Settings
 from probes.targets import driving, measuring_models, workloads
-from probes.targets.driving import Drive, Tell
+from probes.targets.driving import Drive, Step, Tell
 from probes.targets.inferring import Spec
+from probes.targets.measuring_models import Measured
 from probes.targets.target import Kind
 from probes.targets.workloads import Workload
 from reports import joining, profile_page, units
@@ -54,7 +55,7 @@ def profile(settings: Settings, out: Path | None, tell: Tell) -> Profiled:
     more = {"target": settings.target.name, "tools_asked": list(chosen)}
     with driving.full_disk_told(session.folder):
         session.write_json("manifest.json", driving.manifest("profile", settings.command(), more))
-        drive = Drive(session, tell)
+        drive = Drive(session, tell, workloads.folders(settings))
         with drive.kept():
             _Profile(settings, drive).run(chosen)
         return _conclude(drive)
@@ -116,8 +117,7 @@ class _Profile:
                 self.drive.tell("building the engine")
                 measuring_models.build(spec, self.session, self.drive.tell, timeout_s=self.settings.timeout)
             measured = measuring_models.measure(spec, self.session, self.drive.tell, timeout_s=self.settings.timeout)
-            step.artifacts = (measured.artifact,) if measured.artifact else ()
-            step.version = str(measured.result.get("backend", ""))
+            _fill(step, measured)
 
     def _ort(self) -> None:
         with self.drive.step("ort") as step:
@@ -125,8 +125,7 @@ class _Profile:
             measured = measuring_models.profile_ort(
                 spec, self.session, self.drive.tell, timeout_s=self.settings.timeout
             )
-            step.artifacts = (measured.artifact,) if measured.artifact else ()
-            step.version = str(measured.result.get("backend", ""))
+            _fill(step, measured)
 
     def _trtexec(self) -> None:
         def run() -> Recorded:
@@ -169,6 +168,13 @@ class _Profile:
             return ncu.run(options, workload.command, self.session.raw, self.drive.tell)
 
         self.drive.take("ncu", run)
+
+
+def _fill(step: Step, measured: Measured) -> None:
+    """What our own measurement left, into its step, and what it was fed with."""
+    step.artifacts = (measured.artifact,) if measured.artifact else ()
+    step.version = str(measured.result.get("backend", ""))
+    step.notes += (str(measured.result.get("fed", "")),)
 
 
 def _overhead(session: Session) -> Iterator[str]:
@@ -227,9 +233,9 @@ def _conclude(drive: Drive) -> Profiled:
     }  # fmt: skip
     session.write_json("result.json", result)
     if collection is not None:
-        drive.tell("drawing the page")
-        with driving.full_disk_told(session.folder, f"probe report {session.folder} -o FILE on another disk"):
-            profile_page.write(replace(collection, results=(result,)), session.folder / "report.html")
+        collection = replace(collection, results=(result,))
+        drive.draw(lambda: profile_page.write(collection, session.folder / "report.html"))
+        result["tools"] = [step.as_json() for step in drive.steps]
     code = EXIT_INTERRUPTED if drive.interrupted else drive.exit_code
     return Profiled(session, result, code or (EXIT_CLEAN if artifacts else EXIT_UNDECIDED))
 
@@ -255,11 +261,15 @@ def _head(artifact: Artifact) -> dict[str, Any]:
             for name in ("latency_ns", "compute_ns")
             if iterations[name].notna().any()
         }
+        if iterations["compute_ns"].equals(iterations["latency_ns"]):  # on a processor there is one time
+            del told["median_ns"]["compute_ns"]
     sweep = artifact.tables.get("sweep")
     if sweep is not None and len(sweep):
         told["sweep"] = reporting.plain(
             sweep[["size", "latency_median_ns", "throughput_qps", "change"]].to_dict("records")
         )
+    if ties := artifact.summary.get("ties"):
+        told["ties"] = ties
     kernels = artifact.tables.get("kernels")
     if kernels is not None and len(kernels):
         time = kernels.groupby("kernel_short", observed=True)["duration_ns"].agg(["sum", "count", "median"])

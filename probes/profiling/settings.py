@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import operator
 import shlex
 from dataclasses import dataclass
 from pathlib import Path
@@ -84,10 +85,22 @@ class Settings:
             raise UsageError("--ort needs an ONNX model, not an engine")
         if kind is not Kind.KERNEL and (self.entry or self.args or self.grid or self.block):
             raise UsageError("--entry, --grid, --block and --args belong to a .cu file")
+        for name, shape in self.shapes:
+            self._check_bounds(name, shape)
         if self.launch_count is not None and "ncu" not in self.tools:
             raise UsageError("--launch-count belongs to --ncu")
         if self.kernel is not None and "ncu" not in self.tools:
             raise UsageError("--kernel belongs to --ncu")
+
+    def _check_bounds(self, name: str, shape: tuple[int, ...]) -> None:
+        """What runs must lie in what the engine is built for; ONNX Runtime alone would not mind."""
+        least, most = dict(self.minimum).get(name, ()), dict(self.maximum).get(name, ())
+        for option, bound, fits in (("--min", least, operator.le), ("--max", most, operator.ge)):
+            if bound and (len(bound) != len(shape) or not all(map(fits, bound, shape))):
+                raise UsageError(
+                    f"--shapes {name}:{_spelt(shape)} lies outside {option} {name}:{_spelt(bound)}",
+                    hint=f"{option} {name}:{_spelt(shape)}, or another --shapes",
+                )
 
     def command(self) -> list[str]:
         """The words that ask the same again, without the folders of this machine."""
@@ -107,6 +120,10 @@ _NAMES = {"minimum": "--min", "optimum": "--opt", "maximum": "--max", "plugins":
           "launch_count": "--launch-count", "clock_control": "--clock-control", "replay_mode": "--replay-mode"}  # fmt: skip
 
 
+def _spelt(shape: tuple[int, ...]) -> str:
+    return "x".join(map(str, shape))
+
+
 def _option(name: str) -> str:
     return _NAMES.get(name, f"--{name}")
 
@@ -118,7 +135,7 @@ def _words(name: str, value: Any) -> list[str]:
     if value is True:
         return [option]
     if name in ("shapes", "minimum", "optimum", "maximum"):
-        return [word for tensor, dims in value for word in (option, f"{tensor}:{'x'.join(map(str, dims))}")]
+        return [word for tensor, dims in value for word in (option, f"{tensor}:{_spelt(dims)}")]
     if name == "plugins":
         return [word for path in value for word in (option, path.name)]
     if isinstance(value, Path):

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from harness.cuda import smi
-from harness.errors import EXIT_CLEAN, EXIT_DEFECT, EXIT_INTERRUPTED, ProbeError
+from harness.errors import EXIT_DEFECT, EXIT_INTERRUPTED, ProbeError
 from harness.record import Command, Session
 from harness.tools import nsys, sanitizer
 from harness.tools import tool as tools
@@ -56,7 +56,7 @@ def sanitize(settings: Settings, out: Path | None, tell: Tell) -> Sanitized:
     with driving.full_disk_told(session.folder):
         more = {"target": settings.target.name}
         session.write_json("manifest.json", driving.manifest("sanitize", settings.command(), more))
-        drive = Drive(session, tell)
+        drive = Drive(session, tell, workloads.folders(settings))
         check = _Emulated(settings, drive) if emulated else _Checked(settings, drive)
         with drive.kept():
             check.run()
@@ -347,15 +347,14 @@ def _conclude(settings: Settings, drive: Drive, found: Sequence[Suspect]) -> San
     }  # fmt: skip
     session.write_json("result.json", result)
     _draw(session, drive)
-    return Sanitized(session, result, exit_code if exit_code else EXIT_CLEAN)
+    result["ran"] = [step.as_json() for step in drive.steps]
+    return Sanitized(session, result, exit_code or drive.exit_code)
 
 
 def _draw(session: Session, drive: Drive) -> None:
     """The page, if there is anything to be drawn; what could not be read is told on it."""
-    drive.tell("drawing the page")
     try:
         collection = collect([session.folder], drive.tell)
     except ProbeError:  # nothing was recorded, or nothing that can be read: the steps say why
         return
-    with driving.full_disk_told(session.folder, f"probe report {session.folder} -o FILE on another disk"):
-        profile_page.write(collection, session.folder / "report.html")
+    drive.draw(lambda: profile_page.write(collection, session.folder / "report.html"))

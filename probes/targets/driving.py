@@ -6,7 +6,7 @@ import platform
 import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from importlib import metadata
@@ -29,6 +29,7 @@ from harness.tools.tool import Recorded
 Tell = Callable[[str], None]
 LEAST_BYTES = 64 * 1024 * 1024  # free on the disk, below which it is said before a tool runs into it
 WORKER_RESULT = "infer.result.json"
+SCRATCH = (WORKER_RESULT, "infer.spec.json", "launch.spec.json")  # between processes: they hold paths of this machine
 RELATED = ("probe-trt", "onnxruntime", "tensorrt", "tensorrt-rtx-cu13", "polygraphy", "numpy", "onnx", "nvtx")
 
 
@@ -65,6 +66,7 @@ class Drive:
 
     session: Session
     tell: Tell
+    folders: tuple[Path, ...] = ()  # of the files that were named
     steps: list[Step] = field(default_factory=list)
     interrupted: bool = False
 
@@ -87,8 +89,9 @@ class Drive:
             recorded = run()
             fill(step, recorded, self.session)
         if (told := worker_error(self.session)) is not None:  # a tool's failure is the consequence, where it is one
-            step.error = f"{told[0]}\n{step.error}" if step.error else told[0]
-            step.status, step.hint, step.exit_code = "failed", told[1] or step.hint, EXIT_UNDECIDED
+            said, hint = map(self._named, told)
+            step.error = f"{said}\n{step.error}" if step.error else said
+            step.status, step.hint, step.exit_code = "failed", hint or step.hint, EXIT_UNDECIDED
         return recorded
 
     @contextmanager
@@ -109,7 +112,7 @@ class Drive:
         try:
             yield step
         except ProbeError as error:
-            step.status, step.error, step.hint = "failed", str(error), error.hint or ""
+            step.status, step.error, step.hint = "failed", self._named(str(error)), self._named(error.hint or "")
             step.exit_code = error.exit_code or EXIT_UNDECIDED
             if isinstance(error, ToolFailed):
                 step.command = public(error.run.command.argv, self.session)
@@ -123,6 +126,21 @@ class Drive:
             step.status, step.error, step.hint, step.exit_code = "failed", str(full), full.hint or "", full.exit_code
         finally:
             step.duration_s = time.monotonic() - began
+
+    def _named(self, text: str) -> str:
+        """What a result says of files: where they lie from here, or by name, never where that is on this machine."""
+        for folder in (self.session.folder.absolute(), Path.cwd(), *self.folders):
+            text = text.replace(f"{folder}/", "")
+        return text
+
+    def draw(self, write: Callable[[], object]) -> None:
+        """Draw the page; a disk without room for it is a step that failed, and hides nothing of what was found."""
+        with self.step("page") as step:
+            write()
+        if step.status == "ok":
+            self.steps.pop()  # nothing to be told
+        else:
+            step.hint = f"probe report {self.session.folder} -o FILE on another disk"
 
 
 def worker_error(session: Session) -> tuple[str, str] | None:
@@ -161,16 +179,12 @@ def disk_is_full(error: OSError, folder: Path) -> ProbeError | None:
 
 
 @contextmanager
-def full_disk_told(folder: Path, hint: str = "") -> Iterator[None]:
+def full_disk_told(folder: Path) -> Iterator[None]:
     """A disk that is full is the user's to mend: raise ArtifactMissing for it, with what to type next."""
     try:
         yield
     except OSError as error:
-        full = disk_is_full(error, folder)
-        if full is None:
-            raise
-        full.hint = hint or full.hint
-        raise full from error
+        raise disk_is_full(error, folder) or error from error
 
 
 def room(session: Session) -> str | None:
@@ -203,7 +217,11 @@ def versions() -> dict[str, str]:
 
 
 def close(session: Session, steps: Sequence[Step]) -> None:
-    """Add to the manifest what is known only afterwards: the tools' versions, the clocks after."""
+    """Add to the manifest what is known only afterwards, the tools' versions and the clocks; leave no scratch behind."""
+    for name in SCRATCH:
+        (session.folder / name).unlink(missing_ok=True)
+    with suppress(OSError):  # not there, or in use
+        (session.folder / "model").rmdir()
     content = session.read_json("manifest.json")
     content["tools"] = {step.name: step.version for step in steps if step.version}
     if "gpu" in content:

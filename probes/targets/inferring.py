@@ -196,13 +196,14 @@ def _measure(spec: Spec, tell: Tell) -> dict[str, Any]:
     if spec.sweep is None:
         name, document = "measurement.json", engine_document.measurement(asked, tell)
     else:
-        quick = replace(spec.schedule, layer_iterations=0, seconds=SHAPE_S)  # layers of every shape would double the time
+        # Layers of every shape would double the time.
+        quick = replace(spec.schedule, layer_iterations=0, seconds=SHAPE_S)
         wanted = engine_sweep.parse(spec.sweep)
         name = "sweep.json"
         keep = _now_and_then(spec.folder / name)
         document = engine_document.sweep(replace(asked, schedule=quick), wanted, declared, tell, keep)
     _write(spec.folder / name, document)
-    return {"backend": made.backend, "file": name}
+    return {"backend": made.backend, "file": name, "fed": _fed(spec, feeds)}
 
 
 def _now_and_then(path: Path) -> engine_document.Keep:
@@ -227,7 +228,7 @@ def _ort(spec: Spec, tell: Tell) -> dict[str, Any]:
         runner.bind(feeds)
     ort_profile.profile(made.content, feeds, spec.folder / "ort-profile.json", backend=backend,
                         iterations=spec.iterations, threads=spec.threads, tell=tell)  # fmt: skip
-    return {"backend": backend, "file": "ort-profile.json"}
+    return {"backend": backend, "file": "ort-profile.json", "fed": _fed(spec, feeds)}
 
 
 # What the stages need
@@ -254,6 +255,12 @@ def _feeds(spec: Spec, declared: list[onnx.ValueInfoProto], tell: Tell) -> Feeds
     for note in notes:
         tell(note)
     return samples[0]
+
+
+def _fed(spec: Spec, feeds: Feeds) -> str:
+    """The shapes that were measured, which are assumed where none were given, and where the values came from."""
+    shapes = ", ".join(f"{name} {'x'.join(map(str, array.shape)) or 'scalar'}" for name, array in feeds.items())
+    return f"{shapes}: {f'values of {spec.inputs[0].name}' if spec.inputs else 'random values'}"
 
 
 def _engine(spec: Spec, declared: list[onnx.ValueInfoProto], feeds: Feeds, tell: Tell) -> Engine:

@@ -28,16 +28,18 @@ FLAVOUR: Flavour = "lineinfo"  # the same code as a release, and findings that n
 
 @dataclass(frozen=True)
 class Spec:
-    """What is launched, how often before the measurement, and how often in it."""
+    """What is launched, how often before the measurement, how often in it, and where to say what went wrong."""
 
     kernel: Asked
     warmup: int = 10
     iterations: int = 100
+    result: Path | None = None
 
     def write(self, path: Path) -> Path:
         content = dataclasses.asdict(self)
         args = self.kernel.args
         content["kernel"]["args"] = None if args is None else str(args)
+        content["result"] = None if self.result is None else str(self.result)
         path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
         return path
 
@@ -49,7 +51,8 @@ class Spec:
         for name in ("grid", "block"):
             asked[name] = tuple(asked[name]) if asked[name] else None
         asked["args"] = Path(asked["args"]) if asked["args"] else None
-        return cls(Asked(**asked), content["warmup"], content["iterations"])
+        result = content.get("result")
+        return cls(Asked(**asked), content["warmup"], content["iterations"], Path(result) if result else None)
 
 
 def run(spec: Spec) -> None:
@@ -72,21 +75,31 @@ def main(arguments: list[str]) -> int:
     if len(arguments) != 1:
         _log("usage: python -m probes.targets.launching SPEC.json")
         return UsageError.exit_code
+    spec = Spec.read(Path(arguments[0]))
     try:
-        run(Spec.read(Path(arguments[0])))
+        run(spec)
     except ProbeError as error:
         _log(f"error: {error}")
-        return (
-            EXIT_BUILD
-            if isinstance(error, BuildFailed)
-            else EXIT_LAUNCH
-            if isinstance(error, LaunchFailed)
-            else error.exit_code
-        )
-    except Exception:  # noqa: BLE001  a bug of ours: its traceback goes to the log
+        return _say(spec, exit_code(error), error)
+    except Exception as error:  # noqa: BLE001  a bug of ours: its traceback goes to the log
         _log(traceback.format_exc())
-        return EXIT_OTHER
+        return _say(spec, EXIT_OTHER, error)
     return 0
+
+
+def exit_code(error: ProbeError) -> int:
+    if isinstance(error, BuildFailed):
+        return EXIT_BUILD
+    return EXIT_LAUNCH if isinstance(error, LaunchFailed) else error.exit_code
+
+
+def _say(spec: Spec, code: int, error: Exception) -> int:
+    """Tell whoever started the tool around us, which may not tell it itself."""
+    hint = error.hint if isinstance(error, ProbeError) else None
+    content = {"ok": False, "exit_code": code, "error": type(error).__name__, "message": str(error), "hint": hint}
+    if spec.result is not None:
+        spec.result.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    return code
 
 
 def _log(text: str) -> None:

@@ -80,9 +80,8 @@ def run_stage(spec: Spec, session: Session, tell: Tell, *, timeout_s: float | No
 def _result(spec: Spec, run: ToolRun) -> dict[str, Any]:
     name = f"the {spec.stage} process"
     if run.timed_out:
-        raise ToolTimeout(
-            f"{name} was stopped after {run.duration_s:.0f} s", run, hint="--timeout SECONDS, or 0 for none"
-        )
+        limit = run.command.timeout_s or run.duration_s
+        raise ToolTimeout(f"{name} was stopped after {limit:g} s", run, hint="--timeout SECONDS; fewer --iterations")
     if not spec.result.is_file():
         how = f"signal {run.signal}" if run.signal is not None else f"exit code {run.returncode}"
         said = process.tail(run.stderr, 8)

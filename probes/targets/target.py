@@ -64,7 +64,8 @@ def parse(words: tuple[str, ...], verb: str) -> Target:
     )
     if kind is not None:
         if not Path(word).is_file():
-            raise UsageError(f"{word} does not exist", hint="check the path, and the folder that this is typed in")
+            what = "is a folder" if Path(word).is_dir() else "does not exist"
+            raise UsageError(f"{word} {what}", hint="check the path, and the folder that this is typed in")
         return Target(kind, words)
     if _is_kernel(word):
         return Target(Kind.KERNEL, words)

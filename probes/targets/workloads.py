@@ -13,6 +13,7 @@ from harness.engines.options import BuildOptions
 from harness.ranges import DOMAIN
 from harness.record import Command, Session
 from probes.targets import measuring_models
+from probes.targets.driving import WORKER_RESULT
 from probes.targets.inferring import Spec
 from probes.targets.inferring import command as inferring_command
 from probes.targets.target import SOURCE, Kind, Target
@@ -99,8 +100,15 @@ def opt_profiles(settings: ProfileSettings) -> tuple[Shapes, Shapes, Shapes]:
 def _build_options(settings: ProfileSettings | SanitizeSettings, profiles: dict[str, Any]) -> BuildOptions:
     return BuildOptions(
         backend=settings.backend, precision=settings.precision or PRECISION, opt_profiles=profiles,
-        plugins=tuple(path.absolute() for path in settings.plugins),
+        calibration=_inputs(settings.inputs) if settings.precision == "int8" else (), plugins=tuple(path.absolute() for path in settings.plugins),
     )  # fmt: skip
+
+
+def folders(settings: ProfileSettings | SanitizeSettings) -> tuple[Path, ...]:
+    """Where the files lie that were named."""
+    target = () if settings.target.kind is Kind.COMMAND else (settings.target.path,)
+    named = (*target, settings.inputs, settings.args, *settings.plugins)
+    return tuple(dict.fromkeys(path.absolute().parent for path in named if path is not None))
 
 
 def _inputs(path: Path | None) -> tuple[Path, ...]:
@@ -120,13 +128,17 @@ def inference(spec: Spec, session: Session, timeout: float | None, tell: Tell) -
 
 def kernel(settings: ProfileSettings | SanitizeSettings, session: Session, warmup: int, iterations: int) -> Workload:
     """The loop over launches of a kernel of ours, or of a .cu file."""
+    from probes.targets import kernels
     from probes.targets.kernels import Asked
     from probes.targets.launching import Spec as LaunchSpec
 
     word = str(settings.target.path.absolute()) if settings.target.path.suffix == SOURCE else settings.target.words[0]
     args = None if settings.args is None else settings.args.absolute()
     asked = Asked(word, settings.entry, settings.grid, settings.block, settings.shared, args)
-    path = LaunchSpec(asked, warmup, iterations).write(session.folder / "launch.spec.json")
+    if settings.target.path.suffix == SOURCE:
+        kernels.load(asked)  # what is wrong with the arguments is told now, not by a process under a tool
+    spec = LaunchSpec(asked, warmup, iterations, (session.folder / WORKER_RESULT).absolute())
+    path = spec.write(session.folder / "launch.spec.json")
     words = process.module_words("probes.targets.launching", str(path.absolute()))
     return Workload(Command(words, None, process.module_environment()), MEASURE, DOMAIN)
 

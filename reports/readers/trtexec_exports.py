@@ -300,8 +300,11 @@ def datatype(text: str) -> str | None:
 
 
 def onnx_nodes(metadata: str) -> tuple[str, ...]:
-    """Names of ONNX nodes in a layer's Metadata; layers fused are separated by \\x1e, what they came from by \\x1f."""
-    parts = (part.strip() for part in re.split(r"[\x1e\x1f]", metadata))
+    """Names of ONNX nodes in a layer's Metadata; layers fused are separated by \\x1e, what they came from by \\x1f.
+
+    Logs and some tools lose these characters: what then touches is apart too.
+    """
+    parts = (part.strip() for part in re.split(r"[\x1e\x1f]|(?<=\])\s*(?=\[ONNX Layer: )", metadata))
     found = (_NODE.match(part) for part in parts)
     return tuple(dict.fromkeys(match.group(1) for match in found if match))
 

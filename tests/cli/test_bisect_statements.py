@@ -94,6 +94,20 @@ def test_two_statements_too_many_are_found_by_the_result_that_is_expected() -> N
     assert result["error_before"] > 1e-6 >= result["error_after"]
 
 
+def test_of_a_loop_the_statement_to_blame_is_named_and_the_program_around_the_kernel_is_no_obstacle() -> None:
+    """Without `++steps` the loop does not end; and what is there for the host, or in another file, is not looked into."""
+    Path("parts.cuh").write_text("__device__ inline float next(float r) { return 0.5f * (r + 2.f / r); }\n")
+    Path("k.cu").write_text(
+        '#include "parts.cuh"\nnamespace n {\ntemplate <typename T, int S> __global__ void k(T *out, const T *x, int n)\n{\n'
+        "    T r = 0.f;\n    int steps = 0;\n    do {\n        r = next(r);\n        ++steps;\n    } while (steps < S);\n"
+        "    out[threadIdx.x] = 1.f;\n}\n}\n"
+        "template __global__ void n::k<float, 4>(float *, const float *, int);\n"
+        "int main() { n::k<float, 4><<<1, 32>>>(nullptr, nullptr, 0); return cudaDeviceSynchronize(); }\n"
+    )
+    code, result = bisect("k.cu", *launched("--entry", "k<float, 4>", "--fault", "nan"))
+    assert (code, lines_of(result)) == (1, [8])
+
+
 def test_an_expression_is_named_where_it_is_enough() -> None:
     Path("k.cu").write_text(
         'extern "C" __global__ void k(float *out, const float *x, int n)\n{\n'
@@ -118,9 +132,10 @@ def test_the_users_own_check_gets_a_source_without_the_statements() -> None:
 
 @pytest.mark.slow
 def test_a_constant_that_must_be_one_costs_a_build_a_query_and_no_answer() -> None:
-    """`size` cannot stand behind a switch, since an array has its size: statements are then commented out one by one."""
+    """`half` cannot stand behind a switch, since an array's size is made of it: statements are then commented out one by
+    one."""
     Path("k.cu").write_text(
-        'extern "C" __global__ void k(float *out, const float *x, int n)\n{\n    const int size = 2 * 64;\n'
+        'extern "C" __global__ void k(float *out, const float *x, int n)\n{\n    const int half = 64, size = 2 * half;\n'
         "    __shared__ float tile[size];\n    int i = blockIdx.x * blockDim.x + threadIdx.x;\n"
         "    tile[threadIdx.x] = 1.0f;\n    out[i] = tile[threadIdx.x];\n}\n"
     )
@@ -153,7 +168,7 @@ def test_a_search_that_was_cut_short_goes_on_and_repeats_nothing() -> None:
         (launched("--entry", "twice", "--fault", "precision"), "--fault precision is about models"),
         (launched("--entry", "twice", "--fault", "mismatch"), "--fault mismatch and --expect FILE.npz belong together"),
         (launched("--entry", "twice", "--good", "other.onnx"), "--good is for a model"),
-        (["--entry", "twice", "--grid", "0", "--block", "128"], "--grid: expected"),
+        (["--entry", "twice", "--grid", "0", "--block", "128"], "one to three positive numbers"),
     ],
 )
 def test_what_does_not_go_together_is_told_with_the_next_step(words, said, capsys) -> None:
@@ -165,6 +180,7 @@ def test_what_does_not_go_together_is_told_with_the_next_step(words, said, capsy
 
 
 def test_options_of_a_kernel_are_refused_for_a_model(capsys) -> None:
+    Path("model.onnx").touch()
     code, _ = bisect("model.onnx", "--grid", "4")
     assert code == 2
     assert "--grid is for a CUDA source" in capsys.readouterr().err

@@ -30,7 +30,7 @@ def test_list_as_json(capsys):
 
 def test_a_test_runs_says_its_seed_and_leaves_a_session(tmp_path, capsys):
     folder = tmp_path / "s"
-    argv = ["kernels", "test", "quantise", "--emulate", "--case", "1000 float16", "--check", "all"]
+    argv = ["kernels", "test", "quantise", "--emulate", "--case", "1000 float16", "--check", "asan"]
     assert cli.run([*argv, "--out", str(folder), "--seed", "7"]) == 0
     assert "1 of 1 right on emulation, seed 7" in capsys.readouterr().out
     result = json.loads((folder / "result.json").read_text())
@@ -38,7 +38,7 @@ def test_a_test_runs_says_its_seed_and_leaves_a_session(tmp_path, capsys):
     assert {row["outcome"] for row in map(json.loads, (folder / "steps.jsonl").read_text().splitlines())} == {"pass"}
     manifest = json.loads((folder / "manifest.json").read_text())
     assert manifest["argv"] == [
-        "probe", "kernels", "test", "quantise", "--emulate", "--check", "all", "--case", "1000 float16", "--seed", "7",
+        "probe", "kernels", "test", "quantise", "--emulate", "--check", "asan", "--case", "1000 float16", "--seed", "7",
     ]  # fmt: skip
 
 

@@ -62,8 +62,10 @@ def test_without_a_gpu_results_are_checked_and_no_time_of_ours_is_made_up(tmp_pa
     onnx = [row for row in result["rungs"] if row["route"] == "onnx"]
     assert [row["rung"] for row in onnx] == ["fp32", "fp16"]
     assert all(row["latency_ns"]["median"] > 0 and row["throughput"] > 0 for row in onnx)
+    assert all(one["bound_ns"] is None and one["bytes"] > 0 for row in ours for one in row["operations"])
     shown = capsys.readouterr().out
     assert "our kernels" in shown
+    assert "of the roofline" not in shown, "a column without values"
     assert (tmp_path / "s" / "report.html").is_file()
 
 
@@ -82,12 +84,13 @@ def test_the_users_weights_and_text(tmp_path, model, text):
 
 def test_what_is_not_installed_is_said_once_for_each_route(tmp_path, capsys):
     code, result = run(tmp_path, "--config", "tiny", "--routes", "plugins,frameworks")
-    missing = [row for row in result["rungs"] if row["status"] == "not installed"]
+    missing = [row for row in result["rungs"] if row["whole_route"]]
     assert code in (0, 125)
-    assert len({row["route"] for row in missing}) == len(missing)
+    assert len({row["route"] for row in missing}) == len(missing) > 0
+    shown = capsys.readouterr().out
     for row in missing:
         assert row["note"]
-        assert row["title"] in capsys.readouterr().out or row["route_title"]
+        assert f"{row['route_title']}: {row['note']}"[:60] in shown
 
 
 def test_bisect_names_who_is_to_blame(tmp_path, model, text):
@@ -129,9 +132,15 @@ def test_a_wrong_result_is_exit_code_one(tmp_path, monkeypatch):
     [
         (["--steps", "fp8"], "no step 'fp8'"), (["--routes", "x"], "no route 'x'"), (["--config", "huge"], "no BERT preset"),
         (["--seq", "513", "--config", "tiny"], "512"),
+        (["--config", "tiny", "--inputs", "{text}", "--batch", "3"], "--batch 3: the text of --inputs text.npz says it"),
+        (["--config", "tiny", "--inputs", "{text}", "--lengths", "full"], "--lengths full"),
+        (["--config", "tiny", "--weights", "{model}"], "--config tiny: --weights model.onnx says its sizes itself"),
+        (["--weights", "{text}"], "expected .safetensors or .onnx, got .npz"),
+        (["--config", "{model}"], "a model's config.json"),
     ],
 )  # fmt: skip
-def test_usage(tmp_path, capsys, words, says):
+def test_usage(tmp_path, capsys, text, model, words, says):
+    words = [word.format(text=text, model=model) for word in words]
     assert cli.run(["ladder", "bert", *words, "--out", str(tmp_path / "s")]) == 2
     assert says in capsys.readouterr().err
     assert not (tmp_path / "s").exists()
@@ -147,6 +156,25 @@ def test_inputs_that_are_no_text_are_refused(tmp_path, capsys, text):
         assert f"{name}.npz" in capsys.readouterr().err
 
 
+def test_an_interruption_keeps_what_was_taken_and_says_so(tmp_path, monkeypatch):
+    from probes.laddering import routes as ladder_routes
+
+    honest = ladder_routes.emulate
+
+    def emulate(made, feeds):
+        if made.options.precision == "fp16":
+            raise KeyboardInterrupt
+        return honest(made, feeds)
+
+    monkeypatch.setattr(ladder_routes, "emulate", emulate)
+    code, result = run(tmp_path, "--config", "tiny", "--seq", "8", "--routes", "kernels", "--steps", "fp32,fp16,int8")
+    assert code == 130
+    assert result["interrupted"] is True
+    assert [row["rung"] for row in result["rungs"]] == ["fp32"]
+    page = (tmp_path / "s" / "report.html").read_text()
+    assert "sequence 8, interrupted: 1 step checked" in page
+
+
 def test_the_fusion_exercise(tmp_path, capsys):
     code, result = run(tmp_path, kind="fusion")
     assert code == 0
@@ -156,4 +184,5 @@ def test_the_fusion_exercise(tmp_path, capsys):
     assert all(row["worst_roundings"] < 4.5 for row in result["rungs"])
     assert "checked against float64" in capsys.readouterr().out
     page = (tmp_path / "s" / "report.html").read_text()
-    assert "the fusion exercise" in page
+    assert "The fusion exercise" in page
+    assert "tokens" not in page.partition("Every step")[2].partition("</table>")[0]

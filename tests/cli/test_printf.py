@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import _thread
 import json
 import re
 import shlex
 import shutil
+import threading
+import time
 
 import numpy as np
 import pandas as pd
 import pytest
 
+from harness.device_log import layout as device_log
 from probes import cli
 from probes.printing import options as print_options
 from probes.printing import running as printing
@@ -178,7 +182,7 @@ def test_what_is_lost_is_told_and_grow_gets_it_all(place, capsys):
     words = ("k.cu", "--at", "7", "--print", "i", *LAUNCH, "--records", "3")
     result = printf(*words)
     assert (result["records"], result["lost"]) == (3, 5)
-    assert "5 values were lost: --grow, or --records 8" in capsys.readouterr().out
+    assert "5 values found no room: --grow, or --records 8" in capsys.readouterr().out
     shutil.rmtree("session")
     assert printf(*words, "--grow")["records"] == 8
 
@@ -189,11 +193,45 @@ def test_arguments_and_launch_of_an_earlier_session(place):
     again = printf("k.cu", "--at", "7", "--print", "x[i]", "--from-session", "earlier", "--emulate")
     assert again["rows"] == first["rows"]
     shutil.rmtree("session")
+    assert again["grid"] == first["grid"]
     (place / "more.yaml").write_text("n: 2\n")
     fewer = printf(
         "k.cu", "--at", "7", "--print", "x[i]", "--from-session", "earlier", "--args", "more.yaml", "--emulate"
     )
     assert fewer["records"] == 2
+
+
+def test_a_null_pointer_of_an_earlier_session_is_one_again(place):
+    (place / "k.cu").write_text(
+        'extern "C" __global__ void k(const float* x, int n) { if (!x) printf("null %d", n); }\n'
+    )
+    (place / "in.yaml").write_text("x: null\nn: 3\n")
+    printf("k.cu", *LAUNCH)
+    (place / "session").rename(place / "earlier")
+    again = printf("k.cu", "--from-session", "earlier", "--thread", "0,0,0", "--emulate")
+    assert {one["text"] for one in again["printed"]} == {"null 3"}
+
+
+def test_a_template_says_which_arguments_it_wants(place, capsys):
+    (place / "k.cu").write_text("namespace n { template <typename T> __global__ void k(T* y) { y[0] = 1; } }\n")
+    (place / "in.yaml").write_text("y: {shape: 1}\n")
+    assert "try: --entry 'k<T>'" in refused(capsys, "k.cu", *LAUNCH)
+    result = printf(
+        "k.cu",
+        "--entry",
+        "k<double>",
+        "--at",
+        "1",
+        "--print",
+        "sizeof(T), y[0]",
+        "--thread",
+        "0",
+        "--in-block",
+        "0",
+        *LAUNCH,
+    )
+    assert [row["value"] for row in result["rows"]] == [8, 0.0]
+    assert result["kernel"] == "n::k<double>"
 
 
 def test_arguments_from_npz(place):
@@ -216,6 +254,22 @@ def test_what_was_logged_before_the_kernel_died_is_shown(place, capsys, statemen
     assert result["ended"] == ended
     assert [row["value"] for row in result["rows"]] == [0, 1, 2, 3, 4, 5]
     assert "6 values logged until then" in capsys.readouterr().out
+
+
+def test_what_was_logged_before_an_interruption_is_shown(place, capsys):
+    (place / "k.cu").write_text(KERNEL.replace("// a comment", "for (volatile int j = 0; i == 5 && j < 1;) {}"))
+    log = place / "session" / "raw" / "device_log.bin"
+
+    def press_ctrl_c():
+        while not log.exists() or log.stat().st_size <= device_log.SLOTS_AT or device_log.read(log).needed < 6:
+            time.sleep(0.02)
+        _thread.interrupt_main()
+
+    threading.Thread(target=press_ctrl_c, daemon=True).start()
+    result = printf("k.cu", "--at", "5", "--print", "i", "--grow", *LAUNCH, code=130)
+    assert result["ended"] == "interrupted"
+    assert [row["value"] for row in result["rows"]] == [0, 1, 2, 3, 4, 5]
+    assert "Interrupted; 6 values logged until then" in capsys.readouterr().out
 
 
 # ---- what is refused, and what it says

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import os
 import signal
+import sqlite3
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import onnx
 import pytest
 from fakes.installed import DATA, TENSORRT_TRACE, Tools, replaying
@@ -68,7 +71,7 @@ def test_nsys_around_any_program(tools, capsys):
 
 def test_options_reach_the_tools(tools):
     words = ("--nsys", "--ncu", "--range", "step@app", "--kernel", "gemm.*", "--launch-count", 4, "--metrics", "full",
-             "--clock-control", "base", "--cpu", "--osrt", "--trace", "cuda,nvtx")  # fmt: skip
+             "--clock-control", "base", "--replay-mode", "application", "--cpu", "--osrt", "--trace", "cuda,nvtx")  # fmt: skip
     code, _ = profile(*words)
     assert code == 0
     (nsys,), (ncu,) = tools.calls("nsys"), tools.calls("ncu")
@@ -78,6 +81,7 @@ def test_options_reach_the_tools(tools):
     assert ncu[ncu.index("--launch-count") + 1] == "4"
     assert ncu[ncu.index("--set") + 1] == "full"
     assert ncu[ncu.index("--clock-control") + 1] == "base"
+    assert ncu[ncu.index("--replay-mode") + 1] == "application"
 
 
 def test_several_tools_make_one_session_and_one_page(tools):
@@ -103,12 +107,19 @@ def test_several_tools_make_one_session_and_one_page(tools):
 
 
 def test_trtexec(tools, model):
-    code, result = profile("--trtexec", "--precision", "fp16", "--iterations", 20, model, target=())
+    words = ("--trtexec", "--precision", "fp16", "--iterations", 20, "--min", "x:1x8", "--max", "x:4x8")
+    code, result = profile(*words, model, target=())
     assert code == 0
     (call,) = tools.calls("trtexec")
+    assert {"--minShapes=x:1x8", "--optShapes=x:4x8", "--maxShapes=x:4x8"} <= set(call)  # which it takes all or none of
     assert {"--fp16", "--iterations=20", "--duration=0", "--separateProfileRun"} <= set(call)
     assert not any(word.startswith("--noDataTransfers") for word in call)
     assert any(head["kind"].startswith("trtexec") for head in result["top"].values())
+
+
+def test_a_model_is_timed_in_fp32_by_every_tool_unless_asked(tools, model):
+    profile("--trtexec", model, target=())
+    assert "--noTF32" in tools.calls("trtexec")[0]
 
 
 def test_without_trtexec_the_same_is_measured_in_process(tools, model):
@@ -142,7 +153,7 @@ def test_the_model_is_built_outside_of_the_tool_and_the_loop_captured(tools, mod
 
 FAILURES = [
     ("nsys", {"mode": "fail", "says": "unrecognised option '--cuda-graph-trace'"}, 125, "does not know the option", "probe doctor"),
-    ("nsys", {"mode": "crash"}, 125, "signal 11", "probe doctor"),
+    ("nsys", {"mode": "crash"}, 125, "signal 11", "less raw/nsys.out raw/nsys.err"),
     ("nsys", {"mode": "killed"}, 125, "want of memory", "--iterations"),
     ("nsys", {"mode": "garbage"}, 125, "wrote no nsys.sqlite", "probe doctor"),
     ("nsys", {"mode": "half"}, 125, "is no SQLite file", "nsys export"),
@@ -156,7 +167,7 @@ FAILURES = [
     ("ncu", {"mode": "no kernels"}, 125, "launches no kernel", "on a GPU"),
     ("ncu", {"mode": "empty"}, 125, "wrote no page", "probe doctor"),
     ("ncu", {"mode": "garbage"}, 125, "wrote no page", "probe doctor"),
-    ("ncu", {"mode": "crash"}, 125, "signal 11", "probe doctor"),
+    ("ncu", {"mode": "crash"}, 125, "signal 11", "less raw/ncu.out raw/ncu.err"),
     ("ncu", {"mode": "fail", "says": "==ERROR== no CUDA-capable device is detected"}, 125, "no GPU here", "--ort"),
 ]  # fmt: skip
 
@@ -181,7 +192,9 @@ def test_one_failing_tool_does_not_keep_the_other_from_running(tools):
     code, result = profile("--nsys", "--ncu")
     assert code == 125
     assert (steps(result)["nsys"]["status"], steps(result)["ncu"]["status"]) == ("failed", "ok")
-    assert Path("run/report.html").exists()
+    page = Path("run/report.html").read_text()
+    assert "nsys failed: nsys was ended by signal 11 (try: less" in page
+    assert "durations are of single kernels" in page  # what ncu does to the timing is said on the page too
 
 
 def test_no_match_of_the_filters_is_told_apart_from_no_kernel(tools):
@@ -195,6 +208,19 @@ def test_a_range_that_is_never_entered(tools):
     code, result = profile("--nsys", "--range", "step")
     assert code == 125
     assert "the range step was never entered" in steps(result)["nsys"]["error"]
+
+
+def test_a_range_that_closes_before_its_kernels_end(tools, tmp_path):
+    trace = tmp_path / "launched.sqlite"
+    trace.write_bytes(gzip.decompress(TENSORRT_TRACE.read_bytes()))
+    with sqlite3.connect(trace) as database:
+        database.execute("DELETE FROM CUPTI_ACTIVITY_KIND_KERNEL")
+    tools.set("nsys", data=trace)
+    code, result = profile("--nsys", "--range", "step")
+    assert code == 125
+    error = steps(result)["nsys"]["error"]
+    assert "none of the 485 kernels that the range step launched ended before it closed" in error
+    assert "synchronise before the range closes" in steps(result)["nsys"]["hint"]
 
 
 def test_the_exit_code_of_the_program_is_kept_apart(tools):
@@ -247,6 +273,26 @@ def test_a_disk_that_fills_up_is_told(tools, monkeypatch):
     assert "is full" in steps(result)["nsys"]["error"]
 
 
+def test_a_page_for_which_there_is_no_room_hides_nothing_of_the_result(tools, monkeypatch, capsys):
+    def full(*_: object, **__: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("reports.page.save", full)
+    code, result = profile("--nsys")
+    assert code == 125
+    assert "solve_1bc_kernel" in capsys.readouterr().out
+    assert result["top"]["nsys.sqlite"]["rows"]["kernels"] == 97
+    assert not Path("run/report.html").exists()
+
+
+@pytest.mark.parametrize("mode", ["garbage", "half"])
+def test_a_trtexec_that_never_comes_to_an_end_is_no_measurement(tools, model, mode):
+    tools.set("trtexec", mode=mode)
+    code, result = profile("--trtexec", model, target=())
+    assert code == 125
+    assert "said neither PASSED nor FAILED" in steps(result)["trtexec"]["error"]
+
+
 # What was asked for does not fit, or is not here: nothing runs, no session is made.
 
 
@@ -280,11 +326,13 @@ USAGE = [
     (("--sweep", "x=9"), PROGRAM, "such as ids:1=16..512:16"),
     (("--trace", "cu da"), PROGRAM, "such as cuda,nvtx"),
     (("--grid", "0"), PROGRAM, "one to three positive numbers"),
+    (("--max", "x:4x8", "--shapes", "x:9x8", "chain.onnx"), (), "--shapes x:9x8 lies outside --max x:4x8"),
+    (("--min", "x:4x8", "--shapes", "x:1x8x1", "chain.onnx"), (), "--shapes x:1x8x1 lies outside --min x:4x8"),
 ]
 
 
 @pytest.mark.parametrize(("words", "target", "message"), USAGE, ids=[message[:25] for *_, message in USAGE])
-def test_what_does_not_fit_is_told(tools, capsys, words, target, message):
+def test_what_does_not_fit_is_told(tools, model, capsys, words, target, message):
     code, result = profile(*words, target=target)
     assert (code, result) == (2, {})
     assert message in " ".join(capsys.readouterr().err.split())
@@ -294,7 +342,9 @@ def test_a_model_that_is_none(tools, capsys):
     Path("wrong.onnx").write_bytes(b"this is no model")
     code, result = profile("--backend", "ort-cpu", "wrong.onnx", target=())
     assert code == 2
-    assert steps(result)["inprocess"]["error"]
+    assert steps(result)["inprocess"]["error"].startswith("wrong.onnx: content: expected an ONNX model")
+    kept = [path for path in Path("run").rglob("*") if path.is_file() and path.parent.name not in ("logs", "model")]
+    assert not [path for path in kept if str(Path.cwd()) in path.read_text()]  # nothing says where the files lie
 
 
 def test_an_engine_that_is_none_is_told_by_the_process_under_the_tool(tools):
@@ -302,6 +352,28 @@ def test_an_engine_that_is_none_is_told_by_the_process_under_the_tool(tools):
     code, result = profile("--nsys", "wrong.plan", target=())
     assert code == 125
     assert steps(result)["nsys"]["error"].startswith("wrong.plan is no engine")
+
+
+SCALE = 'extern "C" __global__ void scale(float* x) { x[0] = 1; }\n'
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "message"),
+    [
+        ((), 2, "how is k.cu launched?"),
+        (("--grid", 1, "--block", 1), 2, "x"),
+        (("--grid", 1, "--block", 1, "--args", "x.npz"), 125, "there is no NVIDIA driver here"),
+    ],
+    ids=["no launch", "no arguments", "no GPU"],
+)
+def test_what_is_wrong_with_a_kernel_is_told_and_not_that_none_was_recorded(tools, words, code, message):
+    Path("k.cu").write_text(SCALE)
+    np.savez("x.npz", x=np.zeros(1, np.float32))
+    if "x.npz" in words and Path("/dev/nvidia0").exists():
+        pytest.skip("there is a GPU here")
+    got, result = profile("--nsys", *words, "k.cu", target=())
+    assert got == code
+    assert message in steps(result)["nsys"]["error"].splitlines()[0]
 
 
 def test_a_sweep_is_one_engine_and_one_curve(tools, capsys):
@@ -316,6 +388,9 @@ def test_a_sweep_is_one_engine_and_one_curve(tools, capsys):
     assert code == 0, result
     assert [row["size"] for row in result["top"]["sweep.json"]["sweep"]] == [1, 2, 3, 4]
     assert "per second" in capsys.readouterr().out
+    profile("--nsys", *words, "relu.onnx", target=(), out="other")  # nsys takes one shape: the sweep is beside it
+    result = json.loads(Path("other/result.json").read_text())
+    assert {"sweep.json", "nsys.sqlite"} <= set(result["top"])
 
 
 def test_the_options_spell_out_what_the_settings_know():
@@ -325,6 +400,8 @@ def test_the_options_spell_out_what_the_settings_know():
     assert profile_options.PRECISIONS == PRECISIONS
     assert profile_options.BACKENDS == BACKENDS
     assert profile_options.METRICS == ncu.SETS
+    (replay,) = (one for one in cli.probe.commands["profile"].params if one.name == "replay_mode")
+    assert tuple(replay.type.choices) == ncu.REPLAYS
     flags = {option.name for option in cli.probe.commands["profile"].params}
     assert set(profile_settings.TOOLS) <= flags
 

@@ -1,12 +1,14 @@
-"""The README's commands do what they promise, pasted word for word on a fresh clone, and its claims match the code."""
+"""The README's commands do what they promise, pasted word for word on a fresh clone; what the documentation says is so."""
 
 from __future__ import annotations
 
 import os
 import re
+import shlex
 import subprocess
 from pathlib import Path
 
+import click
 import pytest
 
 from harness import errors
@@ -86,9 +88,72 @@ def test_the_exit_codes_are_those_of_the_code():
     assert rows == codes | {cli.EXIT_BROKEN_PIPE}
 
 
-def test_what_is_linked_exists():
-    targets = re.findall(r"\]\(([^)#]+)\)", README)
-    assert [target for target in targets if not (ROOT / target).exists()] == []
+DOCUMENTS = ["README.md", "tests/gpu/README.md", *sorted(f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md"))]
+
+
+def commands_in(text: str) -> list[str]:
+    """Every `probe ...` of a block of code, without what is said beside it; lines that go on are one."""
+    blocks = "\n".join(re.findall(r"^```\w*\n(.*?)^```", text, re.DOTALL | re.MULTILINE)).replace("\\\n", " ")
+    lines = re.findall(r"^(?:\S+/)?probe (.*)$", blocks, re.MULTILINE)
+    return [re.split(r"\s{2,}(?![-'])|\s# ", re.sub(r"\[(--[^]]*)\]", r"\1", line))[0] for line in lines]
+
+
+def commands_in_help() -> list[str]:
+    """Every command of the examples of every verb."""
+    commands = [each for one in cli.probe.commands.values() for each in getattr(one, "commands", {"": one}).values()]
+    lines = "\n".join(command.help or "" for command in commands)
+    return [re.split(r"\s{2,}", line)[0] for line in re.findall(r"\bprobe (\w+ .*[-/=.].*)$", lines, re.MULTILINE)]
+
+
+@pytest.fixture
+def parse(monkeypatch):
+    """Do what click does before it calls the verb; files that are named need not be there."""
+
+    def call(words: list[str]) -> None:
+        command, context = cli.probe, click.Context(cli.probe)
+        while isinstance(command, click.Group):
+            _, command, words = command.resolve_command(context, words)
+        for parameter in command.params:
+            if isinstance(parameter.type, click.Path):
+                monkeypatch.setattr(parameter.type, "exists", False)
+        command.make_context(command.name, list(words))
+
+    return call
+
+
+@pytest.mark.parametrize("document", DOCUMENTS)
+def test_every_command_of_the_documentation_is_one_that_probe_understands(parse, document):
+    found = commands_in((ROOT / document).read_text(encoding="utf-8"))
+    for command in found:
+        parse(shlex.split(command))
+
+
+def test_every_example_of_the_help_is_one_that_probe_understands(parse):
+    found = commands_in_help()
+    assert len(found) > 30
+    for command in found:
+        parse(shlex.split(command))
+
+
+@pytest.mark.parametrize("document", DOCUMENTS)
+def test_options_in_the_text_exist(document):
+    text = re.sub(r"^```.*?^```", "", (ROOT / document).read_text(encoding="utf-8"), flags=re.DOTALL | re.MULTILINE)
+    for code in re.findall(r"`probe ([^`]+)`", text):
+        verb, *words = re.sub(r"[\[\]]", "", code).split()
+        if verb in cli.probe.commands and "..." not in code and "," not in verb:
+            command = cli.probe.commands[verb]
+            commands = getattr(command, "commands", {"": command}).values()
+            known = {name for one in commands for parameter in one.params for name in parameter.opts} | {
+                "--help",
+                "--gpu",
+            }
+            assert {word.split("=")[0] for word in words if word.startswith("--") and word != "--"} <= known, code
+
+
+@pytest.mark.parametrize("document", DOCUMENTS)
+def test_what_a_document_links_to_exists(document):
+    targets = re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", (ROOT / document).read_text(encoding="utf-8"))
+    assert [target for target in targets if not ((ROOT / document).parent / target).exists()] == []
 
 
 def test_every_extra_in_the_table_exists():

@@ -9,10 +9,12 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pandas as pd
 import pytest
 
 sys.path.append(str(Path(__file__).parent.parent / "unit"))  # the synthetic traces
+import recorded_encoder
 import trace_tables
 
 from probes import cli, comparing, reporting
@@ -47,6 +49,32 @@ def test_everything_at_once(myelin, tmp_path):
     kernels = pd.read_csv(tmp_path / "t" / "kernels.csv")
     assert kernels["duration_ns"].sum() == 10_459_240
     assert set(kernels["onnx_nodes"].map(lambda text: type(json.loads(text)))) == {list}
+
+
+def test_with_its_model_a_timeline_is_told_by_nodes(myelin, tmp_path, capsys):
+    onnx.save(recorded_encoder.make(), tmp_path / "encoder.onnx")
+    words = ["report", str(myelin), str(tmp_path / "encoder.onnx"), "--json", str(tmp_path / "told.json")]
+    assert cli.run([*words, "-o", str(tmp_path / "page.html"), "--tables", str(tmp_path / "tables")]) == 0
+    (artifact,) = json.loads((tmp_path / "told.json").read_text())["artifacts"]
+    ties = artifact["summary"]["ties"]
+    assert ties["named"]["time_pct"] + ties["inferred"]["time_pct"] > 99
+    merged = next(row for row in artifact["summary"]["by_operation"] if row["operation"] == "fc__mye12716")
+    assert (merged["onnx_nodes"], merged["inferred_nodes"]) == ([], ["l1.q", "l1.k", "l1.v"])
+    kernels = pd.read_csv(tmp_path / "tables" / "kernels.csv")
+    assert set(kernels["tie"]) == {"named", "inferred", "unattributed"}
+    assert set(kernels.loc[kernels["tie"] == "inferred", "onnx_nodes"]) == {"[]"}
+    page = (tmp_path / "page.html").read_text()
+    assert "ONNX nodes l#.f2 take 26.3 % of 10.5 ms of GPU time" in page
+    assert "72.8 % named, 26.6 % inferred, 0.635 % unattributed" in page
+
+
+def test_a_model_alone_is_listed_node_by_node(tmp_path, capsys):
+    onnx.save(recorded_encoder.make(), tmp_path / "encoder.onnx")
+    assert cli.run(["report", str(tmp_path / "encoder.onnx"), "--tables", str(tmp_path / "tables")]) == 0
+    assert len(pd.read_csv(tmp_path / "tables" / "nodes.csv")) == 109
+    (tmp_path / "bad.onnx").write_bytes(b"no model")
+    assert cli.run(["report", str(tmp_path / "bad.onnx")]) == 2
+    assert "an ONNX model" in capsys.readouterr().err
 
 
 def test_parquet_holds_the_same_as_csv(myelin, tmp_path):

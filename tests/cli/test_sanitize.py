@@ -107,7 +107,10 @@ def _check_the_report() -> None:
     memcheck = next(Path("tables").glob("memcheck.xml*/findings.csv")).read_text()
     assert memcheck.count(LAYER) == 28
     assert memcheck.count("l2_qk_matrix_multiply") == 28
-    assert "l2_qk_matrix_multiply" in Path("run/report.html").read_text()
+    page = Path("run/report.html").read_text()
+    assert "l2_qk_matrix_multiply" in page
+    assert page.index(">Faults</h2>") < page.index(">Findings</h2>")
+    assert "found by halving" in page
     assert list(Path("tables").glob("*locate*")) == []
 
 
@@ -174,6 +177,7 @@ def test_an_uninitialised_read_is_not_halved(tools):
     assert not any("--launch-count" in call for call in tools.calls("compute-sanitizer"))
     fault = result["findings"][0]
     assert (fault["launch"], fault["layer"]) == (None, LAYER)
+    assert fault["onnx_nodes"] == []  # several operations of the layer launch the kernel: none of them is named
 
 
 def test_an_older_sanitizer_cannot_count_launches(tools):
@@ -213,6 +217,13 @@ def test_records_that_are_cut_short_still_count(tools):
     code, result = sanitize("--no-follow", "--no-locate")
     assert code == 1
     assert result["findings"][0]["count"] < 28
+
+
+def test_findings_of_which_no_record_is_left_are_no_clean_bill(tools):
+    tools.set("compute-sanitizer", mode="empty")
+    code, result = sanitize()
+    assert (code, result["status"], result["findings"]) == (1, "failed", [])
+    assert "counted 31 errors, and no record of them can be read" in ran(result)["memcheck"]["error"]
 
 
 def test_the_exit_code_of_the_program_is_kept_apart(tools):

@@ -31,10 +31,11 @@ from harness.models.runtime import Runner
 from probes.bisecting.engines import plugins as trt_plugins
 from probes.bisecting.engines.trial import OUTPUTS, PLAN, Trial
 
-ASKED = json.loads(Path(os.environ["FAKE_TRT"]).read_text())
+ASKED: dict = {}
 
 
 def main() -> int:
+    ASKED.update(json.loads(Path(os.environ["FAKE_TRT"]).read_text()))
     trial, result = Trial.from_json(json.loads(Path(sys.argv[1]).read_text())), Path(sys.argv[2])
     said: dict = {"stage": "load", "ok": False}
 

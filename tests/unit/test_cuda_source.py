@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from harness.cuda import source as cuda_source
-from harness.errors import ParseError
+from harness.errors import ParseError, UsageError
 
 KERNELS = sorted((Path(__file__).resolve().parents[2] / "kernels" / "cuda").glob("*.cu"))
 TEXT = b"""\
@@ -96,3 +96,56 @@ def test_what_is_no_cuda_is_refused(tmp_path, content, says):
 def test_a_file_that_is_not_there_is_refused(tmp_path):
     with pytest.raises(ParseError, match="No such file"):
         cuda_source.read(tmp_path / "none.cu")
+
+
+NAMED = b"""\
+namespace a::b { template <typename T, int N = 4> __global__ void k(T* y) { y[0] = N; } }
+namespace { __global__ void hidden(float* y) {} }
+template <> __global__ void a::b::k<float, 3>(float* y) {}
+struct S { __device__ float member() const { return 1; } };
+int main() { a::b::k<float, 8><<<1, 1>>>(nullptr); }
+"""
+
+
+@pytest.mark.parametrize(
+    "asked, name", [("k<float>", "a::b::k<float>"), ("b::k<__half, 2>", "a::b::k<__half, 2>"), ("::hidden", "hidden")]
+)
+def test_a_kernel_is_found_by_its_name_with_or_without_its_namespaces(asked, name):
+    assert cuda_source.entry_of(cuda_source.parse(NAMED), asked).name == name
+
+
+@pytest.mark.parametrize(
+    "asked, says, hint",
+    [
+        ("k", "k is a template: T, N must be given", "--entry 'k<float, 3>'"),
+        ("c::k<float>", "has no kernel c::k<float>; it has a::b::k, hidden", "--entry a::b::k"),
+        (None, "has 2 kernels: a::b::k, hidden", "--entry a::b::k"),
+    ],
+)
+def test_a_kernel_that_is_not_meant_by_a_name_is_told(asked, says, hint):
+    with pytest.raises(UsageError, match=says) as raised:
+        cuda_source.entry_of(cuda_source.parse(NAMED), asked)
+    assert hint in raised.value.hint
+
+
+MACROS = b"""\
+__global__ void k(float* y, int n) {
+  FOR_EACH(i, n) {
+    y[i] = 1;
+  }
+  REPEAT(n) f(y);
+  y[1] = 3;
+}
+"""
+
+
+def test_a_macro_may_have_a_body_of_its_own():
+    statements = list(cuda_source.statements(cuda_source.parse(MACROS).kernels[0]))
+    told = {statement.line: statement.node.type for statement in reversed(statements)}
+    assert told == {
+        2: "function_definition",
+        3: "expression_statement",
+        5: "expression_statement",
+        6: "expression_statement",
+    }
+    assert [statement.braced for statement in statements if statement.line == 5] == [True, False]

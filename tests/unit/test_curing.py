@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from harness.record import Answer, Outcome
-from probes.bisecting.curing import smallest_cure
+from probes.bisecting.curing import finest_cure, smallest_cure
 from probes.bisecting.search import Query, drive
 
 SIZE = 12
@@ -71,3 +71,23 @@ def test_statements_that_do_not_compile_apart_are_no_obstacle() -> None:
         return Answer(Outcome.PASS, 0.0) if 5 not in left else Answer(Outcome.FAIL, 1.0)
 
     assert drive(smallest_cure(range(8)), ask).kept == (5,)
+
+
+INSIDE = {0: (1, 2, 3), 2: (3,)}  # 0 holds 1, 2 and 3; 3 is in 2
+
+
+@given(st.integers(0, 6), st.booleans())
+def test_the_innermost_statement_that_is_enough_is_named(culprit: int, endless: bool) -> None:
+    """With `endless`, what is around 1 does not end without it."""
+
+    def ask(left: Query) -> Answer:
+        runs = {one for one in left if not any(one in INSIDE[around] for around in INSIDE if around not in left)}
+        if endless and 0 in runs and 1 not in runs:
+            return Answer(Outcome.UNRESOLVED)
+        return Answer(Outcome.FAIL if culprit in runs else Outcome.PASS)
+
+    found = drive(finest_cure(range(7), (), INSIDE), ask)
+    wanted = {0} if endless and culprit == 1 else {culprit}
+    assert set(found.kept) == wanted
+    assert set(found.applied) == set(range(7)) - wanted
+    assert found.certified

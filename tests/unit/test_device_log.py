@@ -13,8 +13,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from harness.cuda import source as cuda_source
+from harness.cuda.symbols import machine_code
 from harness.device_log import layout as device_log
-from harness.device_log import traced
+from harness.device_log import traced, tracepoints
 from harness.device_log.layout import CONTROL, LOG, SITE, SLOT, SLOTS_AT, Recorded, Selection
 from harness.errors import UsageError
 from kernels.plan import Launch, Pointer
@@ -112,6 +114,18 @@ def test_each_value_has_its_place_its_expression_and_its_type(typed):
     assert rows[20]["type"] == "pointer"
     assert re.fullmatch(r"0x[0-9a-f]+", rows[20]["value"])
     assert (rows[21]["type"], rows[21]["value"]) == ("int8[4]", [1, 2, 3, 4])
+
+
+@pytest.mark.parametrize(
+    "said, count, names",
+    [
+        ("a, f(b, c)", 2, ["a", "f(b, c)"]), ("f<1, 2>(x)", 1, ["f<1, 2>(x)"]), ("a < b, c > d", 2, ["a < b", "c > d"]),
+        ("f<1, g<2, 3>>(x), i < 3, p->q, i<<2", 4, ["f<1, g<2, 3>>(x)", "i < 3", "p->q", "i<<2"]),
+        (device_log.as_text(["f<1, 2>(x)", "a\n + b"]), 2, ["f<1, 2>(x)", "a + b"]), (device_log.as_text(["x, y"]), 2, ["x, y"]),
+    ],
+)  # fmt: skip
+def test_values_are_called_by_their_expressions(said, count, names):
+    assert list(device_log._expressions(said, count)) == names
 
 
 def test_block_and_thread_are_told_on_every_axis(tmp_path):
@@ -304,21 +318,32 @@ def test_a_log_that_cannot_be_made_is_refused(tmp_path, records, monkeypatch):
 @pytest.mark.slow
 @pytest.mark.parametrize("arch", ["sm_80", "sm_90a"])
 def test_switched_off_it_leaves_the_machine_code_as_it_is(tmp_path, arch):
-    with_macros = COUNTS.replace("__global__ void", "__global__ void __launch_bounds__(64)")
-    without = re.sub(r"^ *PROBE.*$|^#include.*$", "", with_macros, flags=re.MULTILINE)
-    assert "PROBE" not in without
-    for name, text in (("with", with_macros), ("without", without)):
-        place = tmp_path / name
-        place.mkdir()
-        (place / "k.cu").write_text(text)
-        subprocess.run(
-            ["nvcc", "-cubin", f"-arch={arch}", "-I", str(HEADER.parent), "-o", "k.cubin", "k.cu"],
-            cwd=place,
-            check=True,
-        )
-    codes = [machine_code((tmp_path / name / "k.cubin").read_bytes()) for name in ("with", "without")]
+    """A file of seven kernels of ours, with a PROBE and a PROBE_IF before every statement of it."""
+    source = cuda_source.read(HEADER.parent / "fusion.cu")
+    codes = [machine_code(compiled(tmp_path / "k.cu", text, arch)) for text in (source.text, with_probes(source))]
+    assert len(codes[0]) == 7
     assert codes[0] == codes[1]
-    assert set(codes[0]) >= {".text.k"}
+
+
+def with_probes(source: cuda_source.Source) -> bytes:
+    text, nodes = (
+        source.text,
+        [s.node for f in source.functions if f.device for s in cuda_source.statements(f) if s.braced],
+    )
+    places = {
+        tracepoints.statement_at(source, node.start_point.row + 1)[1] for node in nodes if "compound" not in node.type
+    }
+    assert len(places) > 20
+    for at in sorted(places, reverse=True):
+        text = text[:at] + b'PROBE("p", threadIdx.x, 1.f); PROBE_IF(threadIdx.x == 3, "q", blockIdx);\n' + text[at:]
+    return b'#include "device_log.cuh"\n' + text
+
+
+def compiled(path: Path, text: bytes, arch: str) -> bytes:
+    path.write_bytes(text)
+    command = ["nvcc", "-cubin", f"-arch={arch}", "-std=c++17", "-I", str(HEADER.parent), "-o", "k.cubin", path.name]
+    subprocess.run(command, cwd=path.parent, check=True)
+    return path.with_name("k.cubin").read_bytes()
 
 
 @nvcc
@@ -358,16 +383,3 @@ def test_several_files_of_one_program_may_log(tmp_path, mode):
     ]
     made = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
     assert made.returncode == 0, made.stderr
-
-
-def machine_code(cubin: bytes) -> dict[str, bytes]:
-    """The sections of an ELF file that hold code, by name."""
-    table, size, count, names = struct.unpack_from("<Q", cubin, 40)[0], *struct.unpack_from("<HHH", cubin, 58)
-    headers = [struct.unpack_from("<IIQQQQ", cubin, table + size * number) for number in range(count)]
-    text = headers[names][4]
-    sections = {}
-    for name, kind, _, _, offset, length in headers:
-        label = cubin[text + name : cubin.index(b"\0", text + name)].decode()
-        if kind == 1 and label.startswith(".text."):
-            sections[label] = cubin[offset : offset + length]
-    return sections

@@ -21,7 +21,7 @@ LINES = {
     for number, line in enumerate(source.read_text().splitlines(), 1)
     if (found := re.search(r"// <- (\w+)$", line))
 }
-bounds = pytest.mark.parametrize("checks", ["memory", "asan"])  # two builds, told the same
+bounds = pytest.mark.parametrize("checks", ["memory", "asan", "asan,memory"])  # two builds, told the same
 
 
 def run(entry: str, checks: str, *arrays: Any, threads: int = 32, blocks: int = 1, **more: Any) -> emulated.Emulated:
@@ -265,7 +265,7 @@ def test_a_shift_by_more_than_the_bits_is_a_warning():
 def test_frames_that_are_left_and_entered_in_turn_are_told_nothing_of():
     """Threads change at every barrier and shuffle, each with frames of its own open; then the next block comes."""
     got = [run("nothing_wrong", checks, np.zeros(64, np.float32), source=LOCALS, threads=64, blocks=3)
-           for checks in ("asan", "none")]  # fmt: skip
+           for checks in ("asan", "all")]  # fmt: skip
     assert [result.findings for result in got] == [(), ()]
     assert got[0].arrays["b0"].tobytes() == got[1].arrays["b0"].tobytes()
 

@@ -18,6 +18,7 @@ from harness.emulation import run as emulated
 from harness.emulation.build import Source, build, entry_points
 from harness.errors import ParseError, ToolMissing, UsageError
 from kernels.plan import Launch, Pointer
+from probes.sanitizing import emulated_checks
 from reports.readers import detect
 
 FAULTS = Path(__file__).parents[1] / "data" / "kernels" / "faults.cu"
@@ -143,6 +144,16 @@ def test_a_file_without_findings_and_a_torn_one(tmp_path):
     path.write_text(f"{first}\nnonsense\n{row}\n")
     with pytest.raises(ParseError, match="line 2"):
         detect.read(path)
+
+
+def test_what_two_builds_both_meet_is_told_once():
+    """`probe sanitize` runs a kernel under the checks of both."""
+    launch = Launch(FAULTS, "shared_beyond", (1, 1, 1), (32, 1, 1), (Pointer("y"),))
+    rows = [row for checks in ("all", "asan")
+            for row in emulated.run([launch], {"y": np.zeros(32, np.float32)}, checks=checks).findings]  # fmt: skip
+    assert [row["kind"] for row in rows] == ["Invalid __shared__ write"] * 2
+    assert emulated_checks.once(rows) == rows[:1]
+    assert emulated_checks.once([rows[0], {**rows[1], "line": 1}, {**rows[1], "access": "read"}]) != rows[:1]
 
 
 def test_without_a_compiler_the_line_that_installs_one_is_told(monkeypatch, tmp_path):

@@ -235,7 +235,7 @@ MUTANTS = {
     "rows of V a block apart": ("tiles.cuh", "16 * k * Layout::WIDTH, Layout::BLOCK_BYTES, 8 *",
                                 "16 * k * Layout::WIDTH, Layout::BLOCK_BYTES, 16 *", SMALL),
     "keys past the end": ("attention.cuh", "i % 2 >= keys", "i % 2 > keys", SMALL),
-    "another row's sum": ("attention.cu", "1.f / sums.probabilities[2]", "1.f / sums.probabilities[0]", SMALL),
+    "another row's sum": ("attention.cu", "/ sums.probabilities[2]", "/ sums.probabilities[0]", SMALL),
     "a barrier less": ("attention_int8.cu", "        __syncthreads();  // everyone has read the keys\n", "",
                        AttentionCase(1, 100, 1, 32, "int8")),
     "values of the first panel": ("attention_int8.cu", "place(8 * chunk)", "8 * chunk",

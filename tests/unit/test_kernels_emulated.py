@@ -103,3 +103,12 @@ def test_a_mutant_is_caught(tmp_path, name, source, old, new, case, told):
     assert result.outcome is Outcome.FAIL
     kinds = " ".join(str(finding["kind"]) + str(finding["message"]) for finding in result.findings)
     assert told in (result.message + kinds).lower()
+
+
+def test_a_mutant_that_writes_beside_a_local_array_is_caught_by_its_own_check(tmp_path):
+    spec = mutated(BY_NAME["gelu"], "gelu.cu", tmp_path, "            values[u].at[i] = from_float<T>(",
+                   "            values[u + (u == UNROLL - 1)].at[i] = from_float<T>(")  # fmt: skip
+    case = Gelu(64, 130, "float32")
+    result = run_case(spec, case, machine(True, "asan"), 3)
+    assert result.outcome is Outcome.FAIL
+    assert {(row["kind"], row["file"]) for row in result.findings} >= {("Invalid __local__ write", "gelu.cu")}

@@ -26,7 +26,7 @@ each_spec = pytest.mark.parametrize("spec", SPECS, ids=lambda spec: spec.name)
 
 
 def _label(value):
-    return value.name if value in OURS else value.label
+    return value.name if value in SPECS else value.label
 
 
 each_case = pytest.mark.parametrize("spec, case", CASES, ids=_label)
@@ -57,12 +57,13 @@ def parameters(path):
             for kernel in source.kernels}  # fmt: skip
 
 
-@each_case
-def test_a_launch_names_the_parameters_of_its_kernel_in_order(spec, case):
-    for step in spec.plan(case).steps:
-        if isinstance(step, Launch):
-            assert parameters(step.source)[step.entry] == list(step.names)
-            assert len(step.arguments) == len(step.names)
+@pytest.mark.parametrize("spec", SPECS, ids=_label)
+def test_a_launch_names_the_parameters_of_its_kernel_in_order(spec):
+    for case in (*spec.cases, *spec.bench):
+        for step in spec.plan(case).steps:
+            if isinstance(step, Launch):
+                assert parameters(step.source)[step.entry] == list(step.names), case.label
+                assert len(step.arguments) == len(step.names)
 
 
 @each_case

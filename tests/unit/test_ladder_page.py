@@ -83,6 +83,30 @@ def test_all_figures_are_drawn_from_what_was_measured(view):
     assert {trace.name for trace in drawn["routes"].data} == {"our kernels", "PyTorch", "ONNX"}
 
 
+def test_the_fastest_step_is_taken_apart(view):
+    assert view.dissected.rung == "graph"
+    sums = dict(zip(view.part_headers, (text for _, text in view.parts[-1].cells), strict=True))
+    assert [part.name for part in view.parts] == [*ladder_session.OPERATIONS, "sum"]
+    assert sums == {"Launches": "72", "Blocks of one": "–", "Bytes": "42 MB", "FLOPs": "72 G", "Needed at the least": "350 µs",
+                    "Took": "700 µs", "Of the roofline": "50 %"}  # fmt: skip
+
+
+def test_columns_without_a_value_are_left_out(tmp_path):
+    session = ladder_session.make(tmp_path / "s")
+    result = session.read_json("result.json")
+    for row in result["rungs"]:
+        row |= {"roofline_pct": None, "build_s": None}
+        for one in row["operations"]:
+            one |= {"bound_ns": None}
+    session.write_json("result.json", result)
+    view = ladder.read(session)
+    assert set(ladder.COLUMNS) - set(view.headers) == {"Of the roofline", "Built in"}
+    headers, rows = view.screen
+    assert {len(row) for row in rows} == {len(headers)}
+    assert set(ladder.PART_COLUMNS) - set(view.part_headers) == {"Needed at the least", "Of the roofline"}
+    assert [figure.key for figure in view.not_drawn] == []
+
+
 def test_the_front_holds_what_nothing_beats_in_both(view):
     rows = [row for row in view.timed if row.error]
     front = ladder_figures.pareto(rows)

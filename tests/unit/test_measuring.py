@@ -82,7 +82,9 @@ def test_what_takes_too_long_is_done_less_often_and_never_more_often(warmup, ite
 def test_the_second_inference_says_how_many_there_is_time_for():
     runner = Recorder()
     made = measuring.measure(runner, {}, Schedule(10, 100, layer_iterations=0, seconds=210 * 101e-9 / 10))
-    assert runner.done.count("once 0") == 2  # two to see how long one takes, of which a tenth of 10 need no more; then 10
+    assert (
+        runner.done.count("once 0") == 2
+    )  # warm-up: two to see how long one takes, no more for a tenth of 10; then 10
     assert len(made.columns["latency_ns"]) == 10
     assert runner.done[-1] == "burst 10"
 

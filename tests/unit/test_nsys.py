@@ -15,6 +15,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from harness.errors import ParseError
+from harness.tools.nsys import unfinished
 from reports.readers import nsys
 from reports.readers._pages import NotPlain, read_columns
 from reports.readers._sqlite import Database
@@ -494,3 +495,15 @@ def test_rows_that_overflow_their_page_are_left_to_sqlite(make):
         with pytest.raises(NotPlain, match="overflows"):
             read_columns(path, table.root, [0], [table.columns.index("text")])
     assert nsys.read(path).tables["ranges"]["range"].str.len().tolist() == [10_000, 5]
+
+
+def test_launches_without_a_kernel_are_told_unless_they_were_captured(make):
+    calls = [call(0, 1), call(10, 2), call(20, 3), call(21, 3, name="cuLaunchKernel"),
+             call(30, 8, name="cudaStreamBeginCapture_v10000"), call(40, 4), call(50, 9, name="cudaStreamEndCapture_v10000"),
+             call(60, 5), call(60, 6, thread=P + 2), call(70, 7, name="cudaLaunchHostFunc_v10000")]  # fmt: skip
+    path = make({"CUPTI_ACTIVITY_KIND_RUNTIME": calls, "CUPTI_ACTIVITY_KIND_KERNEL": [kernel(25, 1), kernel(35, 3)]})
+    (note,) = [note for note in nsys.read(path).notes if "launches" in note]
+    assert note.startswith("3 of 5 launches have no kernel in the export")
+    assert (
+        unfinished(path) == 4
+    )  # of what a range of nsys holds: less exact, and told only where no kernel was recorded

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import gzip
+import importlib
 import json
-import re
+import sys
 from pathlib import Path
 
 import onnx
+import pandas as pd
 import pytest
 import recorded_encoder
 from hypothesis import given, settings
@@ -15,17 +17,25 @@ from hypothesis import strategies as st
 from small_models import if_model
 
 from harness.bert import model as bert
+from harness.engines.options import BuildOptions
 from harness.errors import ParseError
 from harness.models import graph as graphs
 from harness.models.model import Model, from_proto
+from probes.targets import inferring
+from probes.targets.inferring import Spec
+from reports.artifact import Artifact
 from reports.collect import collect
+from reports.columns import validate
 from reports.onnx_graph import Graph, Node
 from reports.onnx_names import Known, Step, nodes_of_layer, nodes_of_operation, steps_of
+from reports.origins import combine, tied
 from reports.placing import place
 from reports.readers import graph as reader
 from reports.readers import nsys, trtexec_exports
 
 DATA = Path(__file__).parents[1] / "data" / "nsys"
+sys.path.append(str(Path(__file__).parents[2]))  # the benchmark, which only a checkout has
+node_ties = importlib.import_module("benchmarks.node_ties")
 RECORDING = "h100_trt86_myelin_2025.3.sqlite"
 
 
@@ -126,61 +136,31 @@ def test_another_model_ties_nothing(recording, tmp_path):
 SMALL = bert.BertConfig(64, 2, 4, 256, vocab_size=100, max_position=32)
 
 
-def built(path: Path) -> list[tuple[str, str, tuple[str, ...]]]:
-    """Name, type and nodes of each layer that TensorRT-RTX makes of a model, in the order in which they run."""
-    trt = pytest.importorskip("tensorrt_rtx")
-    lines: list[str] = []
-
-    class Logger(trt.ILogger):
-        def __init__(self) -> None:
-            trt.ILogger.__init__(self)
-
-        def log(self, severity: object, message: str) -> None:
-            lines.extend(message.split("\n"))
-
-    logger = Logger()
-    builder = trt.Builder(logger)
-    network = builder.create_network(0)
-    assert trt.OnnxParser(network, logger).parse_from_file(str(path))
-    config = builder.create_builder_config()
-    config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED
-    config.num_compute_capabilities = 1
-    config.set_compute_capability(trt.ComputeCapability.SM89, 0)
-    profile = builder.create_optimization_profile()
-    for tensor in (network.get_input(number) for number in range(network.num_inputs)):
-        profile.set_shape(tensor.name, *[[8 if size < 0 else size for size in tensor.shape]] * 3)
-    config.add_optimization_profile(profile)
-    assert builder.build_serialized_network(network, config) is not None
-    layers = [line for line in lines if line.startswith("Name: ") and ", LayerType: " in line]
-    return [
-        (line[6 : line.index(", LayerType: ")], re.search(r", LayerType: (\w+)", line)[1],
-         trtexec_exports.onnx_nodes(line.partition("Metadata: ")[2]))
-        for line in layers
-    ]  # fmt: skip
-
-
 @pytest.mark.trt_rtx
 @pytest.mark.parametrize("layer_norm", ["fused", "decomposed"])
 def test_of_a_real_build_nothing_is_tied_wrongly_however_many_names_are_hidden(tmp_path, layer_norm):
     proto = bert.build_onnx(SMALL, bert.random_weights(SMALL), layer_norm=layer_norm)
-    layers = built(bert.save(proto, tmp_path / "encoder.onnx"))
-    graph = graph_of(from_proto(onnx.load(tmp_path / "encoder.onnx"), tmp_path), tmp_path)
-    assert all(nodes for _, _, nodes in layers)
-    assert {node for _, _, nodes in layers for node in nodes} <= {node.name for node in graph.nodes}
-    found = 0
-    for number in range(len(layers)):  # one name less at a time, then all that a merged product is likely to lose
-        found += check(layers, graph, lambda at, kind, hidden=number: at == hidden)
-    found += check(layers, graph, lambda at, kind: kind == "gemm" and at % 2)
-    assert found > len(layers)
+    pytest.importorskip("tensorrt_rtx")
+    model = bert.save(proto, tmp_path / "encoder.onnx")
+    layers, graph = node_ties.build(model), node_ties.graph_of(model)
+    assert all(layer.nodes for layer in layers)
+    assert {node for layer in layers for node in layer.nodes} <= {node.name for node in graph.nodes}
+    trials = [node_ties.judge(layers, graph, lambda at, one=one: at == one) for one in range(len(layers))]
+    trials.append(node_ties.judge(layers, graph, lambda at: at % 2 == 1))
+    assert sum(trial["wrong"] for trial in trials) == 0
+    assert all(trial["inferred"] > 10 for trial in trials)
 
 
-def check(layers, graph, hide):
-    """Every inference must be true; how many there are."""
-    names = ["fc__mye7" if hide(at, kind) and kind == "gemm" else name for at, (name, kind, _) in enumerate(layers)]
-    origins = place(names, graph)
-    for origin, (_, _, truth) in zip(origins, layers, strict=True):
-        assert set(origin.named + origin.inferred) <= set(truth)
-    return sum(len(origin.inferred) for origin in origins)
+@pytest.mark.trt_rtx
+def test_an_engine_is_built_with_its_graph_beside_it(tmp_path):
+    pytest.importorskip("tensorrt_rtx")
+    onnx.save(recorded_encoder.make(), tmp_path / "encoder.onnx")
+    options = BuildOptions(backend="trt-rtx")
+    spec = Spec("build", tmp_path / "encoder.onnx", tmp_path / "r.json", tmp_path, tmp_path / "model.plan", options)
+    inferring.run(spec)
+    found = reader.graph_of(reader.read(tmp_path / "model.graph.json"))
+    assert [node.name for node in found.nodes] == [node.name for node in recorded_encoder.make().graph.node]
+    assert found.known.meant("l0_o_4_matrix_multiply") == "l0.o"
 
 
 # ---- invented models
@@ -301,6 +281,75 @@ def test_what_the_engine_says_of_its_layers_goes_before_their_names():
     operations = ["__myl_Fc_myl0_0", "__myl_Add_myl0_1", "c_myl0_2"]
     found = place(operations, graph, {"__myl_Fc_myl0_0": ("a",)})
     assert [(origin.named, origin.inferred) for origin in found] == [(("a",), ()), ((), ("b",)), (("c",), ())]
+
+
+# ---- timelines of other versions: layers of Myelin stand in TensorRT's own domain, and the engine tells their nodes
+
+
+def timeline(*layers: str, executions: int = 2) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Tables `kernels` and `ranges` of runs of an engine, each layer one kernel of 10 ns."""
+    ranges, kernels = [], []
+    for start in range(0, 1000 * executions, 1000):
+        top = len(ranges)
+        ranges.append(
+            {
+                "range": "ExecutionContext::enqueue",
+                "parent_id": pd.NA,
+                "depth": 0,
+                "start_ns": start,
+                "end_ns": start + 999,
+            }
+        )
+        for number, layer in enumerate(layers):
+            begin = start + 10 * number
+            ranges.append({"range": layer, "parent_id": top, "depth": 1, "start_ns": begin, "end_ns": begin + 9})
+            kernels.append({"kernel": "k", "start_ns": begin, "duration_ns": 10, "launch_ns": begin, "layer": layer,
+                            "range_id": len(ranges) - 1})  # fmt: skip
+    frame = pd.DataFrame(ranges).assign(range_id=range(len(ranges)), domain="TensorRT")
+    return validate("kernels", pd.DataFrame(kernels)), validate("ranges", frame)
+
+
+def test_what_the_engine_says_of_its_layers_ties_their_kernels():
+    kernels, ranges = timeline(
+        "/v/MatMul+/k/MatMul_myl0_0", "__myl_Add_myl0_1", "Reformatting CopyNode for Output Tensor 0 to a + b"
+    )
+    made = tied(kernels, ranges, None, {"__myl_Add_myl0_1": ("/v/Add", "/k/Add")})
+    assert made["tie"].tolist() == ["named", "named", "unattributed"] * 2
+    assert made["onnx_nodes"].tolist()[:3] == [("/v/MatMul", "/k/MatMul"), ("/v/Add", "/k/Add"), ()]
+
+
+def test_layers_of_myelin_without_their_nodes_are_placed_among_those_that_are_named():
+    graph = chain(("a", "MatMul"), ("b", "Erf"), ("c", "MatMul"))
+    made = tied(*timeline("a_myl0_0", "__myl_Erf_myl0_1", "c_myl0_2"), graph, {})
+    assert made["inferred_nodes"].tolist() == [(), ("b",), ()] * 2
+    assert made["tie"].tolist() == ["named", "inferred", "named"] * 2
+
+
+def test_a_layer_of_which_two_engines_say_different_things_is_left_to_its_name(tmp_path):
+    one, other = (
+        [{"Name": "x_myl0_0", "LayerType": "gemm", "Metadata": f"[ONNX Layer: {node}]"}] for node in ("a", "b")
+    )
+    kernels, ranges = timeline("x_myl0_0")
+    trace = Artifact(tmp_path / "t.sqlite", "nsys-sqlite", "nsys", None,
+                     {"kernels": tied(kernels, ranges, None, {}), "ranges": ranges}, {"by_operation": []})  # fmt: skip
+    layers = []
+    for number, listed in enumerate((one, other)):
+        (tmp_path / f"{number}.layers.json").write_text(json.dumps({"Layers": listed}), encoding="utf-8")
+        layers.append(trtexec_exports.read(tmp_path / f"{number}.layers.json"))
+    said = [combine([trace, *some])[0].tables["kernels"]["onnx_nodes"].tolist()[0] for some in (layers[:1], layers)]
+    assert said == [("a",), ("x",)]
+
+
+def test_a_kernel_that_is_known_to_lie_in_a_span_alone_is_not_tied():
+    kernels, ranges = timeline("{ForeignNode[a...z]}")
+    assert set(tied(kernels, ranges, None, {})["tie"]) == {"unattributed"}
+
+
+@pytest.mark.parametrize("between", ["\x1e", "\x1f", ""])
+def test_nodes_in_the_metadata_of_a_layer(between):
+    metadata = between.join(f"[ONNX Layer: {name}]" for name in ("/a/Mat[0]", "b", "b"))
+    assert trtexec_exports.onnx_nodes(metadata) == ("/a/Mat[0]", "b")
+    assert trtexec_exports.onnx_nodes("") == trtexec_exports.onnx_nodes("[Other: a]") == ()
 
 
 # ---- names

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from harness.emulation import run as emulated
-from harness.engines.plugin_ops.operation import Tensor
+from harness.engines.plugin_ops.operation import Call, Tensor
 from harness.engines.plugin_ops.table import OPERATIONS
 from harness.errors import UsageError
 from kernels import numbers, reference
@@ -188,7 +188,7 @@ def test_all_tensors_of_disentangled_attention_have_one_type():
 
 def run(operation, tensors, arrays, outputs):
     """The operation's work on the emulation: `arrays` as the inputs, what TensorRT would get back."""
-    work = operation.work(tensors, outputs)
+    work = operation.work(Call(tuple(tensors), tuple(outputs)))
     inputs = {name: array for name, array in zip(work.inputs, arrays, strict=True) if name is not None}
     shaped = {b.name: np.ascontiguousarray(array).reshape(b.shape) for b in work.plan.buffers
               for array in ({**inputs, **work.constants}.get(b.name),) if array is not None}  # fmt: skip
@@ -204,6 +204,20 @@ def test_skip_layernorm_computes_its_definition():
     (got,) = run(operation, [Tensor("float16", shape)] * 2, [x, skip], [Tensor("float16", shape)])
     rows = (x.astype(float) + skip).reshape(15, E) + SKIP["bias"]
     np.testing.assert_allclose(got, reference.layer_norm(rows, SKIP["gamma"], SKIP["beta"]), atol=5e-3)
+
+
+def test_interleaved_skip_layernorm_computes_its_definition():
+    """Version 8: the second output is the sum; everything in CHW32, with a scale each."""
+    tokens, scales = 21, (0.031, 0.017, 0.033, 0.045)
+    x, skip = (int8_qkv(1, E, tokens, 1) for _ in range(2))
+    tensors = [Tensor("int8", (1, E, tokens, 1), "chw32", scale) for scale in scales]
+    operation = made(("CustomSkipLayerNormPluginDynamic", "8"))
+    made_by = run(operation, tensors[:2], [as_chw32(x), as_chw32(skip)], tensors[2:])
+    rows = x[0, :, :, 0].T * scales[0] + skip[0, :, :, 0].T * scales[1]
+    normed = reference.layer_norm(rows, INTERLEAVED["gamma"], INTERLEAVED["beta"])
+    for got, expected, scale in zip(made_by, (normed, rows), scales[2:], strict=True):
+        back = got.reshape(E // 32, tokens, 32).transpose(1, 0, 2).reshape(tokens, E)
+        np.testing.assert_allclose(back, np.clip(expected / scale, -128, 127), atol=0.51)
 
 
 def test_fc_computes_its_definition():
@@ -272,7 +286,7 @@ def test_int8_attention_of_row_major_tensors_uses_the_steps_that_it_is_given(ver
 def test_attention_takes_the_matrix_instructions_of_the_device(capability, block):
     operation = made(("CustomQKVToContextPluginDynamic", "4"), type_id=i32(1))
     tensor = Tensor("float16", (128, 3, 3 * E, 1, 1))
-    (step,) = operation.work([tensor, Tensor("int32", (3,))], [tensor], capability).plan.steps
+    (step,) = operation.work(Call((tensor, Tensor("int32", (3,))), (tensor,), capability)).plan.steps
     assert int(dict(step.defines)["WARPGROUP_MATRIX"]) == block
 
 
@@ -280,14 +294,14 @@ def test_int8_attention_without_a_scale_is_refused_in_words():
     operation = made(("CustomQKVToContextPluginDynamic", "4"), type_id=i32(2))
     tensor = Tensor("int8", (5, 3, 3 * E, 1, 1), "chw32", 0.0)
     with pytest.raises(UsageError, match="positive, finite scales"):
-        operation.work([tensor, Tensor("int32", (3,))], [tensor])
+        operation.work(Call((tensor, Tensor("int32", (3,))), (tensor,)))
 
 
 def test_more_tokens_than_the_sequences_hold_are_refused():
     operation = made(("CustomQKVToContextPluginDynamic", "6"))
-    tensors = [INT8_QKV, Tensor("int32", (2,)), Tensor("int32", (5,))]
+    call = Call((INT8_QKV, Tensor("int32", (2,)), Tensor("int32", (5,))), (INT8_QKV,))
     with pytest.raises(UsageError, match="7 tokens do not fit 1 sequences of at most 5"):
-        operation.work(tensors, [INT8_QKV])
+        operation.work(call)
 
 
 def test_varlen_embedding_reads_sequences_of_any_lengths():
@@ -306,7 +320,7 @@ def test_varlen_embedding_reads_sequences_of_any_lengths():
 
 def test_a_wrong_hidden_size_is_told_before_anything_runs():
     with pytest.raises(UsageError, match="hidden size of 64"):
-        made(("CustomSkipLayerNormPluginDynamic", "5")).work([Tensor("float16", (5, 3, 32, 1, 1))] * 2, [])
+        made(("CustomSkipLayerNormPluginDynamic", "5")).work(Call((Tensor("float16", (5, 3, 32, 1, 1)),) * 2, ()))
 
 
 # ---- TensorRT's classes

@@ -145,6 +145,28 @@ def test_an_interrupt_ends_the_tree(tmp_path, fake, gone, wait_for, grace, signa
     assert gone(pids)
 
 
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupt_while_the_program_starts_leaves_none_running(tmp_path, monkeypatch, gone, number):
+    """It comes when the program is there, and Popen has not told us its pid yet."""
+    start = subprocess.Popen
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+
+    def interrupted(*arguments, **words):
+        process = start(*arguments, **words)
+        (tmp_path / "pids").write_text(f"{process.pid}\n")
+        signal.raise_signal(number)
+        return process
+
+    monkeypatch.setattr(process.subprocess, "Popen", interrupted)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            process.run(Command(("/bin/sleep", "600")), tmp_path / "log")
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert gone(tmp_path / "pids")
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
 def test_a_failing_tick_ends_the_program(run, tmp_path, gone, short_grace):
     def fail(elapsed):
         if (tmp_path / "pids").exists():

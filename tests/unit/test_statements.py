@@ -105,6 +105,35 @@ def test_operands_are_the_arithmetic_and_the_calls_of_one_argument() -> None:
     assert kept == {("arithmetic", "expf(s)"), ("call", "s")}
 
 
+def test_what_the_compiler_must_know_and_what_only_the_host_runs_is_let_alone() -> None:
+    source = cuda_source.parse(b"""\
+constexpr int sizes(int n) { int twice = n * 2; return twice; }
+void reference(float *y) { y[0] = 1.0f; }
+__global__ void k(float *y, int n)
+{
+    const int size = 64, other = 32;
+    __shared__ float tile[size][sizes(2)];
+    EACH(i, n) { y[i] = half<other>(i); }
+    REPEAT(n) f(y);
+}
+""")
+    found = statements.candidates(source, statements.pieces(source, cuda_source.entry_of(source)))
+    assert [(c.key.split(": ")[1], c.op_type) for c in found] == [
+        ("EACH(i, n) { y[i] = half<other>(i); }", "macro"), ("y[i] = half<other>(i);", "assignment"), ("f(y);", "call"),
+    ]  # fmt: skip
+
+
+def test_a_second_copy_of_an_expression_moves_no_line() -> None:
+    source = cuda_source.parse(
+        b"__global__ void k(float *y)\n{\n    y[0] = expf(y[1] // the first\n        + y[2]);\n}\n"
+    )
+    entry = cuda_source.entry_of(source)
+    whole = statements.pieces(source, entry)
+    text = statements.switched(source, (*whole, *statements.operands(source, whole)), entry).split(b"#line 1\n")[1]
+    assert text.count(b"\n") == source.text.count(b"\n")
+    assert b"probe_as<decltype(expf(y[1] + y[2]))>(y[1] + y[2], 0)" in text
+
+
 @given(st.sets(st.integers(0, 99)))
 def test_the_mask_holds_just_the_bits_of_what_is_kept(kept: set[int]) -> None:
     words = statements.mask(kept, 100)

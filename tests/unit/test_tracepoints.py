@@ -119,6 +119,62 @@ def test_what_runs_on_the_host_is_blanked():
     assert text.count("\n") == TEXT.count("\n") + 2
 
 
+def test_host_code_goes_and_what_the_gpu_calls_stays():
+    text = (
+        "constexpr int half_of(int n) { return n / 2; }\nint quarter(int n) { return half_of(n) / 2; }\n"
+        "void reference(float* y) { y[0] = quarter(8); }\nvoid launch(float* y);\nint run() { reference(0); return 1; }\n"
+        "namespace a { template <int N> __global__ void k(float* y) { y[0] = half_of(N); } }\n"
+        "template __global__ void a::k<8>(float*);\n"
+    )
+    source = source_of(text)
+    made = instrument(source, entry=entry_of(source, "k<4>")).text.decode()
+    assert "int half_of" in made
+    assert not any(word in made for word in ("quarter(", "reference(", "run(", "a::k<8>"))
+    assert made.endswith("#ifndef PROBE_EMULATION\ntemplate __global__ decltype(a::k<4>) a::k<4>;\n#endif\n")
+
+
+def test_a_kernel_as_it_is_written_elsewhere(tmp_path):
+    """A template in a namespace, a lambda, a macro with a body, structured bindings, a case with a block."""
+    source = source_of("""\
+#define EACH(i, n) for (int i = threadIdx.x; i < (n); i += blockDim.x)
+#define TWICE for (int again = 0; again < 2; ++again)
+namespace acme {
+struct Pair { float a, b; };
+template <int S> __device__ Pair both(float v) { return {v, v * S}; }
+template <typename T, int S> __global__ void k(const T* x, T* y, int n) {
+  EACH(i, n) {
+    auto [a, b] = both<S>(x[i]);
+    auto sum = [&](float more) {
+      return a + b + more;
+    };
+    switch (i) {
+      case 1: {
+        y[i] = sum(1.f);
+        break;
+      }
+      default: TWICE y[i] += a;
+    }
+  }
+}
+}  // namespace acme
+""")
+    points = [
+        parse_print(line, said)
+        for line, said in ((7, "n"), (8, "i"), (9, "both<S>(a).b, a"), (10, "more"), (13, "b"), (17, "y[i]"))
+    ]
+    entry = entry_of(source, "k<float, 3>")
+    x, y = np.arange(4, dtype=np.float32), np.zeros(4, np.float32)
+    done = run(
+        tmp_path, instrument(source, points, entry=entry), {"x": x, "y": y}, np.int32(4), block=2, entry=entry.name
+    )
+    assert done.arrays["y"].tolist() == [0, 5, 4, 6]
+    rows = [(row["line"], row["tag"], row["value"]) for row in done.recorded.rows() if row["thread"][0] == 1]
+    assert rows == [
+        (7, "n", 4), (8, "i", 1), (9, "both<S>(a).b", 3), (9, "a", 1), (13, "b", 3), (10, "more", 1),
+        (8, "i", 3), (9, "both<S>(a).b", 9), (9, "a", 3), (17, "y[i]", 0),
+    ]  # fmt: skip
+
+
 def test_values_are_those_just_before_the_statement(tmp_path):
     x = np.arange(8, dtype=np.float32)
     points = [parse_print(line, "sum") for line in (9, 10, 11, 12, 13, 15, 18, 20, 21)]

@@ -13,11 +13,13 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
+from types import ModuleType
 
 import fake_trt
 import pytest
 from trt_listing import lines_of, recorded
 
+from harness.engines.api import read
 from probes.bisecting.engines.repair import _TEMPLATE
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -347,6 +349,23 @@ def test_the_stand_in_offers_nothing_that_the_real_one_does_not(version, fake):
     for name in ("BuilderFlag", "NetworkDefinitionCreationFlag", "ProfilingVerbosity", "MemoryPoolType"):
         for member in getattr(trt, name).__members__:
             assert f"{name}.{member}" in known.kinds, f"{name}.{member}"
+
+
+@pytest.mark.parametrize("version, fake", STAND_INS)
+def test_a_version_has_what_the_stand_in_says(version, fake):
+    assert read(_module(version, fake)).has == read(fake_trt.module(fake)).has
+
+
+def _module(version: str, number: str) -> ModuleType:
+    """A module with the names of a listing, and nothing behind them."""
+    known, made = listing(version), ModuleType("tensorrt_rtx" if version.startswith("rtx") else "tensorrt")
+    made.__version__ = number
+    for name in known.bases:
+        members = {
+            one.partition(".")[2]: None for one in known.kinds if one.startswith(f"{name}.") and one.count(".") == 1
+        }
+        setattr(made, name, type(name, (), {**members, "__members__": members}))
+    return made
 
 
 @pytest.mark.trt_rtx

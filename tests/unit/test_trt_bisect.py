@@ -483,6 +483,26 @@ def test_a_trial_that_takes_too_much_memory_is_out_of_memory(tmp_path):
     assert "out of memory" in (result.signature or "")
 
 
+@pytest.mark.parametrize(
+    "message, again",
+    [("10: Could not find any implementation for node", False), ("a.py:1: cuMemAlloc_v2() returned CUDA_ERROR_OUT_OF_MEMORY (2)", True),
+     ("TensorRT could not build the engine: out of memory: 8 GiB", True)],
+)  # fmt: skip
+def test_what_may_be_the_machine_s_is_asked_again_by_the_next_search(tmp_path, message, again):
+    onnx.save(planted_chain(3, ()), tmp_path / "m.onnx")
+    said = json.dumps({"stage": "build", "ok": False, "error": "BuildFailed", "message": message})
+    program = f"import pathlib, sys; pathlib.Path(sys.argv[2]).write_text({said!r}); sys.exit(125)"
+    trial = Trial(tmp_path / "m.onnx", BuildOptions(backend="trt"))
+
+    def run(session):
+        bench = Bench(session, (sys.executable, "-c", program), tmp_path / "cache", (("version", "8.6.1"),))
+        return bench.run(trial, session / "trial")
+
+    assert not run(tmp_path / "one").cached
+    assert run(tmp_path / "one").cached, "not twice in one search"
+    assert run(tmp_path / "two").cached is not again
+
+
 def test_a_worker_without_a_result_says_why(tmp_path):
     from harness.errors import ArtifactMissing
 

@@ -37,7 +37,11 @@ def test_the_whole_line():
 
 @pytest.mark.parametrize(
     ("tool", "switched"),
-    [(V86, ["--separateProfileRun"]), (V10, ["--separateProfileRun"]), (V11, ["--noCudaGraph", "--noSpinWait", "--includeDataTransfers"])],
+    [
+        (V86, ["--separateProfileRun"]),
+        (V10, ["--separateProfileRun"]),
+        (V11, ["--noCudaGraph", "--noSpinWait", "--includeDataTransfers"]),
+    ],
     ids=["8.6", "10", "11"],
 )
 def test_the_defaults_of_11_are_turned_back_to_those_of_10(tool, switched):

@@ -6,17 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from harness.engines.plugin_ops.operation import (
-    LEAST,
-    Capability,
-    FieldTypes,
-    Operation,
-    Sizes,
-    Tensor,
-    Work,
-    field_types,
-    plan_of,
-)
+from harness.engines.plugin_ops.operation import Call, Operation, Sizes, Tensor, Work, fields_of, plan_of
 from harness.errors import UsageError
 from kernels import attention
 
@@ -33,7 +23,7 @@ class AttentionFixed(Operation):
 
     name = "CustomQKVToContextPluginDynamic"
     version = "4"
-    field_types: ClassVar[FieldTypes] = field_types(LAYER, "dq_probs")
+    field_types = fields_of(LAYER, "dq_probs")
     needed: ClassVar[tuple[str, ...]] = ("type_id", "hidden_size", "num_heads")
 
     @property
@@ -57,9 +47,11 @@ class AttentionFixed(Operation):
             dq_probs=self.number("dq_probs", DQ_PROBS), **more,
         )  # fmt: skip
 
-    def scales(self, inputs: Sequence[Tensor], outputs: Sequence[Tensor]) -> dict[str, Any]:
+    def scales(self, call: Call) -> dict[str, float]:
         """What one step of qkv and of the context is, as a real number."""
-        return {"input_scale": inputs[0].scale, "output_scale": outputs[0].scale} if self.dtype == "int8" else {}
+        if self.dtype != "int8":
+            return {}
+        return {"input_scale": call.inputs[0].scale, "output_scale": call.outputs[0].scale}
 
     def output_shapes(self, inputs: Sequence[Sequence[Any]], sizes: Sizes) -> list[list[Any]]:
         return [[*inputs[0][:-3], sizes.constant(self.hidden), *inputs[0][-2:]]]
@@ -69,13 +61,13 @@ class AttentionFixed(Operation):
             return tensors[position].dtype == "int32" and tensors[position].format == "linear"
         return super().supports(position, tensors, inputs)
 
-    def work(self, inputs: Sequence[Tensor], outputs: Sequence[Tensor], device: Capability = LEAST) -> Work:
-        sequence, batch = inputs[0].shape[:2]
-        masked = len(inputs) > 1 and bool(self.number("has_mask", 1))
+    def work(self, call: Call) -> Work:
+        sequence, batch = call.inputs[0].shape[:2]
+        masked = len(call.inputs) > 1 and bool(self.number("has_mask", 1))
         counts = (sequence,) * batch if masked else None  # the values are on the device: only their number matters
-        more = {"capability": device, **self.scales(inputs, outputs)}
+        more: dict[str, Any] = {"capability": call.capability, **self.scales(call)}
         plan = plan_of(attention.SPEC, self.case(sequence, batch, counts=counts, **more))
-        return Work(plan, ("qkv", "counts" if masked else None)[: len(inputs)], ("context",), {})
+        return Work(plan, ("qkv", "counts" if masked else None)[: len(call.inputs)], ("context",), {})
 
 
 @dataclass(frozen=True)
@@ -83,22 +75,22 @@ class AttentionVarlen(AttentionFixed):
     """qkv [T, 3E, 1, 1], a mask that is not read, cu_seqlens int32 [B + 1], max_seqlen -> [T, E, 1, 1]."""
 
     version = "5"
-    field_types: ClassVar[FieldTypes] = field_types(f"{LAYER} var_seqlen use_int8_scale_max", "dq_probs")
+    field_types = fields_of(f"{LAYER} var_seqlen use_int8_scale_max", "dq_probs")
     unread: ClassVar[tuple[int, ...]] = (1, 3)  # inputs of which nothing but the shape is read
 
     def supports(self, position: int, tensors: Sequence[Tensor], inputs: int) -> bool:
         return position in self.unread or super().supports(position, tensors, inputs)
 
-    def work(self, inputs: Sequence[Tensor], outputs: Sequence[Tensor], device: Capability = LEAST) -> Work:
-        *_, starts, longest = (tensor.shape[0] for tensor in inputs)
-        more = {"capability": device, **self.scales(inputs, outputs)}
-        plan = plan_of(attention.SPEC, self.varlen(self.tokens(inputs), starts - 1, longest, **more))
-        names = ["qkv" if i == 0 else None if i in self.unread else "cu_seqlens" for i in range(len(inputs))]
+    def work(self, call: Call) -> Work:
+        *_, starts, longest = (tensor.shape[0] for tensor in call.inputs)
+        more: dict[str, Any] = {"capability": call.capability, **self.scales(call)}
+        plan = plan_of(attention.SPEC, self.varlen(self.tokens(call), starts - 1, longest, **more))
+        names = ["qkv" if i == 0 else None if i in self.unread else "cu_seqlens" for i in range(len(call.inputs))]
         return Work(plan, tuple(names), ("context",), {})
 
-    def tokens(self, inputs: Sequence[Tensor]) -> int:
+    def tokens(self, call: Call) -> int:
         """T."""
-        return inputs[0].shape[0]
+        return call.inputs[0].shape[0]
 
     def varlen(self, tokens: int, batch: int, longest: int, **more: Any) -> attention.AttentionCase:
         """A case of T tokens: how they are shared out is on the device, and no plan depends on it."""
@@ -116,7 +108,7 @@ class AttentionInterleaved(AttentionVarlen):
     """
 
     version = "6"
-    field_types: ClassVar[FieldTypes] = field_types(
+    field_types = fields_of(
         "hidden_size num_heads use_int8_scale_max use_explicit_int8", "dq_probs input_qkv_scale output_ctx_scale"
     )
     needed: ClassVar[tuple[str, ...]] = ("hidden_size", "num_heads")
@@ -133,11 +125,11 @@ class AttentionInterleaved(AttentionVarlen):
     def case(self, sequence: int, batch: int, **more: Any) -> attention.AttentionCase:
         return super().case(sequence, batch, layout="qkvnh", interleaved=True, **more)
 
-    def scales(self, inputs: Sequence[Tensor], outputs: Sequence[Tensor]) -> dict[str, Any]:
+    def scales(self, call: Call) -> dict[str, float]:
         if not self.number("use_explicit_int8"):
-            return super().scales(inputs, outputs)
+            return super().scales(call)
         names = {"input_scale": "input_qkv_scale", "output_scale": "output_ctx_scale"}
         return {ours: self.number(field, 1.0) for ours, field in names.items()}
 
-    def tokens(self, inputs: Sequence[Tensor]) -> int:
-        return inputs[0].shape[2]
+    def tokens(self, call: Call) -> int:
+        return call.inputs[0].shape[2]

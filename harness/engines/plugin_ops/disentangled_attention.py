@@ -6,16 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
-from harness.engines.plugin_ops.operation import (
-    LEAST,
-    Capability,
-    FieldTypes,
-    Operation,
-    Tensor,
-    Work,
-    field_types,
-    plan_of,
-)
+from harness.engines.plugin_ops.operation import Call, Operation, Tensor, Work, fields_of, plan_of
 from harness.errors import UsageError
 from kernels import disentangled_attention
 
@@ -26,7 +17,7 @@ class Disentangled(Operation):
 
     name = "DisentangledAttention_TRT"
     version = "2"
-    field_types: ClassVar[FieldTypes] = field_types("span", "factor")
+    field_types = fields_of("span", "factor")
     needed: ClassVar[tuple[str, ...]] = ("span", "factor")
 
     def refuse(self) -> str | None:
@@ -45,11 +36,11 @@ class Disentangled(Operation):
         known = here.dtype in disentangled_attention.SPEC.dtypes and here.format == "linear"
         return known and here.dtype == tensors[0].dtype
 
-    def work(self, inputs: Sequence[Tensor], outputs: Sequence[Tensor], device: Capability = LEAST) -> Work:
-        planes, sequence, _ = inputs[0].shape
+    def work(self, call: Call) -> Work:
+        planes, sequence, _ = call.inputs[0].shape
         wanted = (planes, sequence, 2 * int(self.number("span")))
-        if any(tensor.shape != wanted for tensor in inputs[1:]) or inputs[0].shape[2] != sequence:
-            got = ", ".join(str(tensor.shape) for tensor in inputs)
+        if any(tensor.shape != wanted for tensor in call.inputs[1:]) or call.inputs[0].shape[2] != sequence:
+            got = ", ".join(str(tensor.shape) for tensor in call.inputs)
             raise UsageError(f"{self.name}: expected {(planes, sequence, sequence)}, {wanted}, {wanted}, got {got}")
-        plan = plan_of(disentangled_attention.SPEC, self.case(planes, sequence, inputs[0].dtype))
+        plan = plan_of(disentangled_attention.SPEC, self.case(planes, sequence, call.inputs[0].dtype))
         return Work(plan, disentangled_attention.NAMES, ("output",), {})

@@ -6,18 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from harness.engines.plugin_ops.operation import (
-    LEAST,
-    Array,
-    Capability,
-    FieldTypes,
-    Operation,
-    Sizes,
-    Tensor,
-    Work,
-    field_types,
-    plan_of,
-)
+from harness.engines.plugin_ops.operation import Array, Call, Operation, Sizes, Tensor, Work, fields_of, plan_of
 from kernels import embedding_layernorm, numbers
 
 EMBEDDINGS = tuple(f"bert_embeddings_{name}" for name in
@@ -32,7 +21,7 @@ class EmbeddingFixed(Operation):
 
     name = "CustomEmbLayerNormPluginDynamic"
     version = "6"
-    field_types: ClassVar[FieldTypes] = field_types("output_fp16 full_mask mha_type_id", " ".join(NEEDED))
+    field_types = fields_of("output_fp16 full_mask mha_type_id", " ".join(NEEDED))
     needed: ClassVar[tuple[str, ...]] = NEEDED
     outputs = 2
 
@@ -77,8 +66,8 @@ class EmbeddingFixed(Operation):
         held = {name: numbers.encode(table, self.dtype) for name, table in tables}
         return held | {name: self.vector(field) for name, field in zip(("gamma", "beta"), NORM, strict=True)}
 
-    def work(self, inputs: Sequence[Tensor], outputs: Sequence[Tensor], device: Capability = LEAST) -> Work:
-        plan = plan_of(embedding_layernorm.SPEC, self.case(*inputs[0].shape))
+    def work(self, call: Call) -> Work:
+        plan = plan_of(embedding_layernorm.SPEC, self.case(*call.inputs[0].shape))
         return Work(plan, ("ids", "types", "mask"), ("output", "counts"), self.constants())
 
 
@@ -88,7 +77,7 @@ class EmbeddingVarlen(EmbeddingFixed):
     int32 [B], the lengths (Hugging Face)."""
 
     version = "4"
-    field_types: ClassVar[FieldTypes] = field_types("output_fp16", " ".join(NEEDED))
+    field_types = fields_of("output_fp16", " ".join(NEEDED))
 
     def output_shapes(self, inputs: Sequence[Sequence[Any]], sizes: Sizes) -> list[list[Any]]:
         one = sizes.constant(1)
@@ -102,8 +91,8 @@ class EmbeddingVarlen(EmbeddingFixed):
         tokens, batch = inputs[0].shape[0], inputs[2].shape[0] - 1
         return self.case(tokens, batch, lengths=(tokens, *[0] * (batch - 1)), **more)
 
-    def work(self, inputs: Sequence[Tensor], outputs: Sequence[Tensor], device: Capability = LEAST) -> Work:
-        plan = plan_of(embedding_layernorm.SPEC, self.varlen(inputs))
+    def work(self, call: Call) -> Work:
+        plan = plan_of(embedding_layernorm.SPEC, self.varlen(call.inputs))
         return Work(plan, ("ids", "types", "cu_seqlens", None), ("output", "counts"), self.constants())
 
 
@@ -123,6 +112,6 @@ class EmbeddingMegatron(EmbeddingVarlen):
     def supports(self, position: int, tensors: Sequence[Tensor], inputs: int) -> bool:
         return super().supports(min(position, inputs), [*tensors[:inputs], tensors[position]], inputs)
 
-    def work(self, inputs: Sequence[Tensor], outputs: Sequence[Tensor], device: Capability = LEAST) -> Work:
-        plan = plan_of(embedding_layernorm.SPEC, self.varlen(inputs, residual=True, mask=False))
+    def work(self, call: Call) -> Work:
+        plan = plan_of(embedding_layernorm.SPEC, self.varlen(call.inputs, residual=True, mask=False))
         return Work(plan, ("ids", "types", "cu_seqlens", None), ("output", "residual"), self.constants())

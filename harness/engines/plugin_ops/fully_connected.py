@@ -8,17 +8,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from harness.engines.plugin_ops.operation import (
-    LEAST,
-    Capability,
-    FieldTypes,
-    Operation,
-    Sizes,
-    Tensor,
-    Work,
-    field_types,
-    plan_of,
-)
+from harness.engines.plugin_ops.operation import Call, Operation, Sizes, Work, fields_of, plan_of
 from harness.errors import UsageError
 from kernels import fully_connected, numbers
 
@@ -29,7 +19,7 @@ class FullyConnected(Operation):
 
     name = "CustomFCPluginDynamic"
     version = "1"
-    field_types: ClassVar[FieldTypes] = field_types("out_dims type_id", "W")
+    field_types = fields_of("out_dims type_id", "W")
     needed: ClassVar[tuple[str, ...]] = ("out_dims", "type_id", "W")
 
     @property
@@ -48,13 +38,13 @@ class FullyConnected(Operation):
     def output_shapes(self, inputs: Sequence[Sequence[Any]], sizes: Sizes) -> list[list[Any]]:
         return [[*inputs[0][:-3], sizes.constant(self.out), *inputs[0][-2:]]]
 
-    def work(self, inputs: Sequence[Tensor], outputs: Sequence[Tensor], device: Capability = LEAST) -> Work:
+    def work(self, call: Call) -> Work:
         weights = self.fields["W"].reshape(-1, self.out)
-        k = inputs[0].shape[-3]
+        k = call.inputs[0].shape[-3]
         if k != len(weights):
             raise UsageError(
-                f"{self.name}: expected an input of {len(weights)} channels, got the shape {inputs[0].shape}"
+                f"{self.name}: expected an input of {len(weights)} channels, got the shape {call.inputs[0].shape}"
             )
-        case = fully_connected.FullyConnected(int(np.prod(inputs[0].shape)) // k, k, self.out, self.dtype)
+        case = fully_connected.FullyConnected(int(np.prod(call.inputs[0].shape)) // k, k, self.out, self.dtype)
         plan = plan_of(fully_connected.SPEC, case)
         return Work(plan, ("input",), ("output",), {"weights": numbers.encode(weights, self.dtype)})

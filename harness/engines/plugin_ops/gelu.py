@@ -2,22 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
 import numpy as np
 
-from harness.engines.plugin_ops.operation import (
-    LEAST,
-    Capability,
-    FieldTypes,
-    Operation,
-    Tensor,
-    Work,
-    field_types,
-    plan_of,
-)
+from harness.engines.plugin_ops.operation import Call, Operation, Work, fields_of, plan_of
 from harness.errors import UsageError
 from kernels import gelu
 
@@ -28,7 +18,7 @@ class Gelu(Operation):
 
     name = "CustomGeluPluginDynamic"
     version = "1"
-    field_types: ClassVar[FieldTypes] = field_types("type_id", "bias")
+    field_types = fields_of("type_id", "bias")
     needed: ClassVar[tuple[str, ...]] = ("type_id",)
 
     def refuse(self) -> str | None:
@@ -36,8 +26,8 @@ class Gelu(Operation):
             return message
         return "type_id 2: GELU of INT8 is the FC's epilogue" if self.dtype == "int8" else None
 
-    def work(self, inputs: Sequence[Tensor], outputs: Sequence[Tensor], device: Capability = LEAST) -> Work:
-        shape = inputs[0].shape
+    def work(self, call: Call) -> Work:
+        shape = call.inputs[0].shape
         columns = shape[-3] if len(shape) > 3 else shape[-1]
         biased = "bias" in self.fields
         if biased and self.fields["bias"].size != columns:

@@ -22,8 +22,6 @@ Array = np.ndarray[Any, Any]
 Fields = Mapping[str, Array]
 FieldTypes = Mapping[str, type[np.generic]]
 Format = Literal["linear", "chw32", "other"]
-Capability = tuple[int, int]
-LEAST: Capability = (8, 0)  # what every kernel runs on
 
 TYPE_IDS = {0: "float32", 1: "float16", 2: "int8", 7: "bfloat16"}  # TensorRT's own numbers of its data types
 
@@ -38,7 +36,7 @@ class Tensor:
     scale: float = 1.0
 
 
-def field_types(ints: str = "", floats: str = "") -> FieldTypes:
+def fields_of(ints: str = "", floats: str = "") -> FieldTypes:
     """The types of fields whose names are given with spaces between."""
     return {**dict.fromkeys(ints.split(), np.int32), **dict.fromkeys(floats.split(), np.float32)}
 
@@ -49,6 +47,15 @@ class Sizes(Protocol):
     def constant(self, value: int) -> Any: ...
 
     def minus(self, extent: Any, value: int) -> Any: ...
+
+
+@dataclass(frozen=True)
+class Call:
+    """Tensors of certain shapes on a device; `capability` is its compute capability, by default what all kernels need."""
+
+    inputs: tuple[Tensor, ...]
+    outputs: tuple[Tensor, ...]
+    capability: tuple[int, int] = (8, 0)
 
 
 @dataclass(frozen=True)
@@ -131,11 +138,8 @@ class Operation(ABC):
         return here.dtype == self.dtype and here.format == self.format
 
     @abstractmethod
-    def work(self, inputs: Sequence[Tensor], outputs: Sequence[Tensor], device: Capability = LEAST) -> Work:
-        """What is to be run for these shapes on a device of this compute capability.
-
-        Raises UsageError for what no kernel does.
-        """
+    def work(self, call: Call) -> Work:
+        """What is to be run. Raises UsageError for what no kernel does."""
 
 
 def plan_of(spec: KernelSpec[Any], case: Any) -> Plan:

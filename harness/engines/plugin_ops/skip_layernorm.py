@@ -8,17 +8,7 @@ from typing import ClassVar
 
 import numpy as np
 
-from harness.engines.plugin_ops.operation import (
-    LEAST,
-    Array,
-    Capability,
-    FieldTypes,
-    Operation,
-    Tensor,
-    Work,
-    field_types,
-    plan_of,
-)
+from harness.engines.plugin_ops.operation import Array, Call, Operation, Tensor, Work, fields_of, plan_of
 from harness.errors import UsageError
 from kernels import skip_layernorm
 
@@ -29,7 +19,7 @@ class SkipFixed(Operation):
 
     name = "CustomSkipLayerNormPluginDynamic"
     version = "5"
-    field_types: ClassVar[FieldTypes] = field_types("type_id ld", "beta gamma bias")
+    field_types = fields_of("type_id ld", "beta gamma bias")
     needed: ClassVar[tuple[str, ...]] = ("type_id", "beta", "gamma")
     channels: ClassVar[int] = 2  # axis of E
 
@@ -63,8 +53,8 @@ class SkipFixed(Operation):
         residual = outputs[1].scale if len(outputs) > 1 else 1.0
         return replace(made, scales=(inputs[0].scale, inputs[1].scale, outputs[0].scale, residual))
 
-    def work(self, inputs: Sequence[Tensor], outputs: Sequence[Tensor], device: Capability = LEAST) -> Work:
-        plan = plan_of(skip_layernorm.SPEC, self.case(inputs, outputs))
+    def work(self, call: Call) -> Work:
+        plan = plan_of(skip_layernorm.SPEC, self.case(call.inputs, call.outputs))
         return Work(plan, ("input", "skip"), ("output", "residual")[: self.outputs], self.constants())
 
 
@@ -73,7 +63,7 @@ class SkipVarlen(SkipFixed):
     """input, skip [T, E, 1, 1] -> the same."""
 
     version = "6"
-    field_types: ClassVar[FieldTypes] = field_types("type_id", "beta gamma bias")
+    field_types = fields_of("type_id", "beta gamma bias")
     channels: ClassVar[int] = 1
 
 
@@ -82,7 +72,7 @@ class SkipInterleaved(SkipFixed):
     """INT8 input, skip [1, E, T, 1] in CHW32 -> the same (Hugging Face)."""
 
     version = "7"
-    field_types: ClassVar[FieldTypes] = field_types(floats="beta gamma")
+    field_types = fields_of(floats="beta gamma")
     needed: ClassVar[tuple[str, ...]] = ("beta", "gamma")
     channels: ClassVar[int] = 1
 

@@ -24,7 +24,7 @@ from probes.bisecting.engines.suspects import Suspicion
 from probes.bisecting.engines.trial import Result
 from probes.bisecting.recipes import scratch
 
-FORMAT = "errors of tensors 1"  # changes with what is measured
+FORMAT = "evidence 1"  # changes with what is measured, or made of it
 ROUNDS = 4  # engines that are looked into: each shows the first value that is not finite, and hides what comes after
 Tell = Callable[[str], None]
 Errors = Mapping[str, float]  # tensor -> relative L2 against FP32
@@ -44,6 +44,13 @@ class Witness:
     @property
     def everything(self) -> Query:
         return frozenset(candidate.id for candidate in self.candidates)
+
+    def key(self, before: Suspicion) -> str:
+        """The hash of all that a suspicion depends on once engines have spoken."""
+        whole = self.recipe.trial(Varied(self.recipe.model, self.lowering.options(self.options, self.everything)))
+        judged = self.recipe.judged
+        asked = [FORMAT, self.recipe.bench.build_key(whole), judged.policy, judged.tolerance, sorted(self.everything)]
+        return digest(json.dumps([*asked, sorted(before.suspects), before.note]), *whole.samples)
 
     def costs(self) -> dict[int, float]:
         """What each candidate's FP32 costs in ns, of two engines that the search asks for as well: it finds them in the cache."""
@@ -108,24 +115,35 @@ def confirmed(witness: Witness, before: Suspicion, tell: Tell) -> Suspicion:
 
     Every engine whose outputs are judged here is one that the search asks for, and then finds in the cache.
     """
-    evaluate = witness.recipe.prepare()
+    cache, key = witness.recipe.bench.engines, witness.key(before)
+    if (known := trt_suspects.recall(cache, key)) is not None:
+        return known
+    suspicion, sure = _held_against(witness, before, tell)
+    if sure:
+        trt_suspects.keep(cache, key, suspicion)
+    return suspicion
+
+
+def _held_against(witness: Witness, before: Suspicion, tell: Tell) -> tuple[Suspicion, bool]:
+    """The suspicion, and whether every engine was judged: a crash may be the machine's."""
+    evaluate, suspicion = witness.recipe.prepare(), before
     tell("building an engine with everything lowered")
-    if evaluate(witness.everything).outcome is not Outcome.FAIL:
-        return before
-    suspicion = before
+    if (whole := evaluate(witness.everything).outcome) is not Outcome.FAIL:
+        return before, whole is Outcome.PASS
     for _ in range(ROUNDS):
         held = frozenset(suspicion.suspects) & witness.everything
         tell(f"building an engine with the {len(held)} suspected nodes in FP32")
-        if held and evaluate(witness.everything - held).outcome is not Outcome.FAIL:
-            return suspicion
+        if held and (part := evaluate(witness.everything - held).outcome) is not Outcome.FAIL:
+            return suspicion, part is Outcome.PASS
         tell("it is wrong, too: building one whose tensors are outputs, to see where the error comes up")
-        seen = trt_suspects.from_errors(witness.model, witness.candidates, witness.errors(witness.everything - held))
+        errors = witness.errors(witness.everything - held)
+        seen = trt_suspects.from_errors(witness.model, witness.candidates, errors)
         more = frozenset(seen.suspects) & witness.everything - held
         if not more:
-            return suspicion
+            return suspicion, bool(errors)
         suspicion = replace(suspicion, suspects=tuple(sorted(held | more)), sensitivity={**suspicion.sensitivity, **_of(seen, more)},
                             note=f"{before.note}; too few for the engine, whose tensors accuse {len(held | more) - len(before.suspects)} more")  # fmt: skip
-    return suspicion
+    return suspicion, True
 
 
 def _of(seen: Suspicion, more: Query) -> dict[int, float]:

@@ -29,7 +29,7 @@ from probes.bisecting.search import Ask, Found, Search
 if TYPE_CHECKING:
     from probes.bisecting.engines.faults import Setting
 
-REPRO = "repro.py"
+REPRO, TRTEXEC = "repro.py", "trtexec.sh"
 _UNSAFE = frozenset(",:*'\"")  # what a specification of trtexec takes for its own
 
 
@@ -57,7 +57,7 @@ def lowering(
         layers = [layer.name for layer, node in zip(setting.layers, setting.owners, strict=True) if node in held]
         source = path.name if setting.strong else model.path.name
         notes.append(_script(setting, session, source, options, layers))
-        notes.append(trtexec(setting, source, options, () if setting.strong else layers))
+        notes.append(trtexec(setting, session, source, options, () if setting.strong else layers))
         return Repair(path.name, tuple(notes))
 
     return write
@@ -79,7 +79,7 @@ def materialising(setting: Setting, variation: Materialising, options: BuildOpti
         if "debug_tensors" in setting.network.get("features", ()):
             notes.append(_debug_does(setting, variation, options, found, answer))
         made = variation.options(options, found.applied)
-        notes += [_script(setting, session, path.name, made, ()), trtexec(setting, path.name, made, ())]
+        notes += [_script(setting, session, path.name, made, ()), trtexec(setting, session, path.name, made, ())]
         return Repair(path.name, tuple(notes))
 
     return write
@@ -99,7 +99,7 @@ def switching(setting: Setting, variation: Switching, options: BuildOptions) -> 
         made = variation.options(options, found.applied)
         flags = " ".join(variation.changes[place].flag for place in found.kept)
         notes += [f"workaround: {flags}", _script(setting, session, setting.model.path.name, made, ()),
-                  trtexec(setting, setting.model.path.name, made, ())]  # fmt: skip
+                  trtexec(setting, session, setting.model.path.name, made, ())]  # fmt: skip
         return Repair(None, tuple(notes))
 
     return write
@@ -215,8 +215,8 @@ def _nodes(kept: Sequence[int]) -> str:
 # The same engine by other means
 
 
-def trtexec(setting: Setting, source: str, options: BuildOptions, layers: Sequence[str]) -> str:
-    """The command line of trtexec. Layers whose names it would take apart are left to the script."""
+def trtexec(setting: Setting, session: Session, source: str, options: BuildOptions, layers: Sequence[str]) -> str:
+    """Write the command line of trtexec down. Layers whose names it would take apart are left to the script."""
     words = ["tensorrt_rtx" if options.backend == "trt-rtx" else "trtexec", f"--onnx={source}"]
     shapes = {name: bounds[1] for name, bounds in options.opt_profiles.items()}
     if shapes:
@@ -226,8 +226,10 @@ def trtexec(setting: Setting, source: str, options: BuildOptions, layers: Sequen
     if safe := [name for name in layers if name not in unsafe]:
         spec = ",".join(f"{name}:fp32" for name in safe)
         words += ["--precisionConstraints=obey", f"--layerPrecisions={spec}", f"--layerOutputTypes={spec}"]
-    told = shlex.join(words)
-    return told if not unsafe else f"{told}  (trtexec cannot name the layer {unsafe[0]!r}: {REPRO} can)"
+    left = [f"# trtexec cannot name the layer {name!r}; {REPRO} holds it in FP32 as well" for name in unsafe]
+    (session.folder / TRTEXEC).write_text("\n".join(["#!/bin/sh", *left, shlex.join(words), ""]), encoding="utf-8")
+    without = f", but for {len(unsafe)} layers that it cannot name" if unsafe else ""
+    return f"{TRTEXEC} does so with trtexec{without}"
 
 
 def _flags(setting: Setting, options: BuildOptions) -> list[str]:

@@ -44,19 +44,30 @@ def emulated(
     A model that ONNX Runtime cannot run leaves no suspicion.
     """
     key = digest(FORMAT, _content(recipe, costs), *recipe.samples)
-    known = cache.read(key) if cache is not None else None
-    if known is not None:
-        sensitivity = {int(name): float(number(value)) for name, value in known["sensitivity"].items()}
-        return Suspicion(tuple(known["suspects"]), sensitivity, known["evaluations"], known["note"])
+    if (known := recall(cache, key)) is not None:
+        return known
     try:
         made = _search(recipe.prepare(), recipe, candidates, costs)
     except ProbeError as error:
         return Suspicion(note=f"no suspicion from the emulation: {error}")
+    keep(cache, key, made)
+    return made
+
+
+def recall(cache: EngineCache | None, key: str) -> Suspicion | None:
+    """What was suspected when this was asked before."""
+    known = cache.read(key) if cache is not None else None
+    if known is None:
+        return None
+    sensitivity = {int(name): float(number(value)) for name, value in known["sensitivity"].items()}
+    return Suspicion(tuple(known["suspects"]), sensitivity, known["evaluations"], known["note"])
+
+
+def keep(cache: EngineCache | None, key: str, made: Suspicion) -> None:
     if cache is not None:
         document = {"suspects": list(made.suspects), "sensitivity": dict(made.sensitivity),
                     "evaluations": made.evaluations, "note": made.note}  # fmt: skip
         cache.write(key, json.loads(to_json(document)))
-    return made
 
 
 def _content(recipe: Lowered, costs: Mapping[int, float] | None) -> str:

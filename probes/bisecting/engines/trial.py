@@ -28,8 +28,9 @@ from harness.tools import tool as tools
 WORKER = process.module_words("probes.bisecting.engines.worker")
 STAGES = ("load", "survey", "build", "deserialize", "infer", "measure", "done")
 PLAN, OUTPUTS = "engine.plan", "outputs-{}.npz"
-REPEATABLE = ("BuildFailed", "LaunchFailed", "Finding")  # failures that are worth keeping
+REPEATABLE = ("BuildFailed", "LaunchFailed", "Finding")
 SAID = re.compile(r"<text>([^<]+)<")
+MEMORY = re.compile(r"out.?of.?memory", re.IGNORECASE)
 CUDA_STATUS = re.compile(r"CUDA_ERROR_\w+")
 
 
@@ -116,16 +117,18 @@ class Bench:
         build = self.build_key(trial)
         key = digest(build, json.dumps([trial.measure, trial.layers, self.checker]), *trial.samples)
         with cache.locked(build):  # one whose search was killed may still be building this very engine
-            if (known := cache.read(key)) is not None:
-                return _result(known, cache.file(key, "x").parent, cached=True)
+            for store in (cache, self.failures):
+                if (known := store.read(key)) is not None:
+                    return _result(known, store.file(key, "x").parent, cached=True)
             built = cache.read(build)
             plan = cache.file(build, PLAN) if built is not None else None
             result = self.alone(replace(trial, plan=plan), folder)
             result = replace(result, facts=built or result.facts, built=plan is None)
             if result.facts and (folder / PLAN).is_file():
                 cache.write(build, result.facts, [folder / PLAN])
-            if not result.ok and (result.timed_out or result.error not in REPEATABLE):
-                return result  # a crash, a hang, too little memory: they may be the machine's
+            if not result.ok and not _repeatable(result):
+                self.failures.write(key, _document(result))
+                return result
             cache.write(key, _document(result), result.outputs)
             return replace(result, outputs=tuple(cache.file(key, path.name) for path in result.outputs))
 
@@ -133,6 +136,11 @@ class Bench:
     def engines(self) -> EngineCache | None:
         """Where results are kept; None where they are not."""
         return EngineCache(self.cache) if self.cache is not None and self.facts else None
+
+    @property
+    def failures(self) -> EngineCache:
+        """Failures that may be the machine's: kept for this session, asked again in the next."""
+        return EngineCache(self.folder / "failures")
 
     def build_key(self, trial: Trial) -> str:
         """The hash of all that the engine depends on."""
@@ -182,6 +190,11 @@ class Bench:
             gpu = self.gpus[os.getpid() % len(self.gpus)]
             fcntl.flock(streams[gpu], fcntl.LOCK_EX)
             yield gpu
+
+
+def _repeatable(result: Result) -> bool:
+    """Whether a failure is worth keeping: a crash, a hang, too little memory may be the machine's."""
+    return not result.timed_out and result.error in REPEATABLE and not MEMORY.search(result.message)
 
 
 def visible_gpus(count: int) -> tuple[str, ...]:
