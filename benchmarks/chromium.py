@@ -65,6 +65,15 @@ class Browser:
         except urllib.error.HTTPError as error:
             raise AssertionError(error.read().decode()) from error
 
+    def fresh(self) -> None:
+        """A new tab in place of the one that is open: nothing of what was set or said there is left."""
+        old, new = self.call("GET", "/window"), self.call("POST", "/window/new", type="tab")["handle"]
+        self.call("DELETE", "/window")
+        assert old != new
+        self.call("POST", "/window", handle=new)
+        self.call("POST", "/window/rect", width=1280, height=820)
+        self.complaints()
+
     def go(self, path: Path) -> None:
         """Load a page; returns after its load event."""
         self.call("POST", "/url", url=path.as_uri())

@@ -5,8 +5,8 @@
 On the GPU: one kernel that only stores, the same with one PROBE and with one printf a thread. Kernel time is taken with
 events around the launch (what the host does with the output is not in it), the median of the repeats; "added" is less the
 time of the kernel without. printf's buffer is CUDA's own 1 MiB for what it keeps, and 1 GiB for what it costs. Without a
-GPU: wall and processor time of the whole command `probe printf`, from the shell to the table, on a kernel of some 300 lines that was
-never compiled before, under emulation; and once more with another thread. With --json each figure is a line of that file as
+GPU: wall and processor time of the whole command `probe printf`, from the shell to the table, on kernels that were never
+compiled before, under emulation; and once more with another thread. With --json each figure is a line of that file as
 soon as it is known.
 """
 
@@ -29,6 +29,7 @@ from rich.console import Console
 from rich.table import Table
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+from examples import long_kernel
 from harness.cuda import device as gpu
 from harness.cuda import launch
 from harness.cuda.compile import Unit, build
@@ -245,34 +246,55 @@ def switched_off(device: Device, folder: Path, figures: Figures) -> None:
 # ---- from the shell to the table, under emulation
 
 
+@dataclass(frozen=True)
+class Trial:
+    """A kernel, the words that trace it, and how many values that logs."""
+
+    text: str
+    words: tuple[str, ...]
+    values: int
+
+
 def at_the_table(repeats: int, figures: Figures) -> None:
     with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        text = written_out("skip_layernorm.cu")
-        lines = text.count("\n")
-        line = next(number for number, row in enumerate(text.split("\n"), 1) if "return {mean, shift" in row)
-        rng = np.random.default_rng(0)
-        arrays = {key: rng.standard_normal((64, 768)).astype("f2") for key in ("input", "skip", "output")}
-        vectors = {key: rng.standard_normal(768).astype("f4") for key in ("bias", "gamma", "beta")}
-        np.savez(
-            folder / "in.npz", **arrays, **vectors, rows=np.int32(64), hidden=np.int32(768), epsilon=np.float32(1e-12)
-        )
-        fresh, again = [], []
-        for number in range(repeats):
-            (folder / "k.cu").write_text(f"{text}// {os.getpid()} {number}\n#define UNIQUE_{os.getpid()}_{number}\n")
-            fresh.append(command_s(folder, line, 0, f"a{number}", number))
-            again.append(command_s(folder, line, 5, f"b{number}", number))
-        figures.add(
-            f"probe printf, a kernel of {lines} lines, emulated, to the table",
-            _spread(fresh),
-            "< 3 s",
-            seconds=_median(fresh),
-        )
-        figures.add("  the same command with another thread", _spread(again), seconds=_median(again))
+        for trial in (of_200_lines(Path(name)), one_of_ours(Path(name))):
+            fresh, again = [], []
+            for number in range(repeats):
+                mark = f"// {os.getpid()} {number}\n#define UNIQUE_{os.getpid()}_{number}\n"
+                Path(name, "k.cu").write_text(trial.text + mark)
+                fresh.append(command_s(Path(name), trial, f"{number},0,0", f"a{trial.values}-{number}"))
+                again.append(command_s(Path(name), trial, f"{number + 20},0,0", f"b{trial.values}-{number}"))
+            lines = trial.text.count("\n")
+            figures.add(f"probe printf, a kernel of {lines} lines, emulated, to the table", _spread(fresh), "< 3 s",
+                        seconds=_median(fresh), processor_s=_median(fresh, 1))  # fmt: skip
+            figures.add("  the same command with another thread", _spread(again), "",
+                        seconds=_median(again), processor_s=_median(again, 1))  # fmt: skip
 
 
-def _median(times: list[tuple[float, float]]) -> float:
-    return statistics.median(wall for wall, _ in times)
+def of_200_lines(folder: Path) -> Trial:
+    """A kernel in FP32 with branches, loops, shared memory and a helper."""
+    long_kernel.write("nan", folder / "long.cu")
+    text = (folder / "long.cu").read_text()
+    line = next(number for number, row in enumerate(text.split("\n"), 1) if "if (i < n)" in row)
+    words = ("--at", str(line), "--print", "a, b", "--grid", "2", "--block", "64", "--args", "long.npz")
+    return Trial(text, words, 4)
+
+
+def one_of_ours(folder: Path) -> Trial:
+    """SkipLayerNorm with its headers in place: templates over three types, of which FP16 is run."""
+    text = written_out("skip_layernorm.cu")
+    line = next(number for number, row in enumerate(text.split("\n"), 1) if "return {mean, shift" in row)
+    rng = np.random.default_rng(0)
+    arrays = {key: rng.standard_normal((64, 768)).astype("f2") for key in ("input", "skip", "output")}
+    vectors = {key: rng.standard_normal(768).astype("f4") for key in ("bias", "gamma", "beta")}
+    np.savez(folder / "in.npz", **arrays, **vectors, rows=np.int32(64), hidden=np.int32(768), epsilon=np.float32(1e-12))
+    words = ("--entry", "skip_layernorm_f16", "--at", str(line), "--print", "variance", "--grid", "64", "--block", "96",
+             "--args", "in.npz")  # fmt: skip
+    return Trial(text, words, 64)
+
+
+def _median(times: list[tuple[float, float]], which: int = 0) -> float:
+    return statistics.median(one[which] for one in times)
 
 
 def _spread(times: list[tuple[float, float]]) -> str:
@@ -286,11 +308,11 @@ def written_out(name: str) -> str:
     return re.sub(r'^#include "([^"]+)"$', lambda found: written_out(found[1]), text, flags=re.MULTILINE)
 
 
-def command_s(folder: Path, line: int, thread: int, out: str, number: int) -> tuple[float, float]:
+def command_s(folder: Path, trial: Trial, thread: str, out: str) -> tuple[float, float]:
+    """Seconds on the clock and of the processor."""
     command = (
-        sys.executable, "-c", "from probes import cli; raise SystemExit(cli.run())", "printf", "k.cu", "--entry",
-        "skip_layernorm_f16", "--at", str(line), "--print", f"variance + {number}", "--thread", f"{thread},0,0",
-        "--grid", "64", "--block", "96", "--args", "in.npz", "--emulate", "--out", out,
+        sys.executable, "-c", "from probes import cli; raise SystemExit(cli.run())", "printf", "k.cu", *trial.words,
+        "--thread", thread, "--emulate", "--out", out,
     )  # fmt: skip
     start, before = time.perf_counter(), os.times()
     done = subprocess.run(
@@ -298,7 +320,7 @@ def command_s(folder: Path, line: int, thread: int, out: str, number: int) -> tu
     )
     took, after = time.perf_counter() - start, os.times()
     assert done.returncode == 0, done.stderr
-    assert "64 values logged" in done.stdout, done.stdout
+    assert f"{trial.values} values logged" in done.stdout, done.stdout
     return took, after.children_user + after.children_system - before.children_user - before.children_system
 
 

@@ -139,7 +139,9 @@ def ours(work: Workload, variant: Variant) -> tuple[list[float], np.ndarray]:
 
 def told(made: BertPlan, times: dict[str, float]) -> Iterator[str]:
     """What each operation moves, computes and needs at the least on an H100, and what it took."""
-    yield f"    {'operation':18}{'launches':>9}{'blocks':>8}{'MB':>10}{'GFLOP':>10}{'floor us':>10}{'took us' if times else '':>10}"
+    yield f"    {'operation':18}{'launches':>9}{'blocks':>8}{'MB':>10}{'GFLOP':>10}{'floor us':>10}" + (
+        "   took us" if times else ""
+    )
     rows = floors.floors(made, H100)
     for row in rows:
         taken = f"{times[row.operation] / 1e3:10.1f}" if row.operation in times else ""
@@ -159,7 +161,8 @@ def plans(only: str) -> Iterator[str]:
             variant.options, batch=work.batch, sequence=work.sequence, lengths=work.lengths, capability=(9, 0)
         )
         made = bert_plan.build(config, weights, options, calibrated(work.config))
-        asked = f", asked {ASKED_MS[work.name]} ms" if work.name in ASKED_MS else ""
+        figure = ASKED_MS.get(work.name) if variant.options.precision == "fp16" else None
+        asked = f", asked {figure} ms" if figure else ""
         yield f"{work.name}: {variant.name}{asked}"
         yield from told(made, {})
 

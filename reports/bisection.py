@@ -211,6 +211,8 @@ def _headline(run: Bisection) -> str:
             return "Stopped before any culprit was known"
         case "interrupted":
             return f"Interrupted after {units.plural(len(run.steps), 'step')}: there is no result yet"
+        case "undecided" if run.fault == "route":
+            return "Undecided: no setting cures it, alone or together"
         case _:
             undecided = len(run.texts("undecided"))
             return f"Undecided: {_share(run, undecided)} could not be judged" if undecided else "Undecided"
@@ -356,5 +358,5 @@ def _ranks_caption(run: Bisection) -> str:
 
 
 def _latencies_caption(run: Bisection) -> str:
-    timed = sum(trial.latency_ns is not None for trial in run.trials)
+    timed = sum(trial.latency_ns is not None and trial.error is not None for trial in run.trials)
     return f"{units.plural(timed, 'engine')} that ran: median time of an inference on the device, against the worst output's relative L2 error."

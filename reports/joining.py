@@ -24,6 +24,8 @@ CAPTION = (
 )
 COUNTERS = ("memory_pct", "compute_pct", "occupancy_pct")
 _KEYS = ["short", "place"]
+# What is seen without scrolling.
+_FIRST = ("place", "kernel", "limited_by", "total_ns", "count", "median_ns", *COUNTERS)
 
 
 def joined(artifacts: Sequence[Artifact]) -> pd.DataFrame:
@@ -46,6 +48,8 @@ def sheet(artifacts: Sequence[Artifact]) -> Sheet | None:
     table = joined(artifacts)
     if table.empty:
         return None
+    first = [name for name in _FIRST if name in table]
+    table = table[[*first, *(name for name in table if name not in first)]]
     titles = {"place": "Range", "ncu_launches": "Profiled", "ncu_median_ns": "Median, alone"}
     return sheets.make(
         "joined", "Kernels, with their counters", table, NOUN, titles=titles, bar="total_ns", caption=CAPTION

@@ -91,7 +91,9 @@ def _spoken(text: str, pattern: Mapping[str, str]) -> str:
 
 def _titled(table: pd.DataFrame) -> pd.DataFrame:
     table["tie"] = table["tie"].where(table["nodes"] != hotspots.NOT_ATTRIBUTED, origins.UNATTRIBUTED)
-    return table.drop(columns=["min_ns", "max_ns"]).rename(columns={"nodes": "onnx_nodes", "inferred": "inferred_besides", "count": "executions"})
+    return table.drop(columns=["min_ns", "max_ns"]).rename(
+        columns={"nodes": "onnx_nodes", "inferred": "inferred_besides", "count": "executions"}
+    )
 
 
 def caption(summary: Mapping[str, Any], rows: pd.DataFrame) -> str:

@@ -95,10 +95,10 @@ def gone() -> Callable[[Path], bool]:
 
 @pytest.fixture(scope="session")
 def wait_for() -> Callable[[Callable[[], bool]], None]:
-    """Wait until a condition holds; fail after ten seconds."""
+    """Wait until a condition holds; fail after half a minute."""
 
     def wait(condition: Callable[[], bool]) -> None:
-        deadline = time.monotonic() + 10
+        deadline = time.monotonic() + 30
         while not condition():
             assert time.monotonic() < deadline, "the condition never held"
             time.sleep(0.01)

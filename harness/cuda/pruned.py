@@ -59,9 +59,9 @@ def _absolute(match: re.Match[bytes], folder: Path) -> bytes:
 
 def _for_the_host(source: Source) -> list[Function]:
     """Functions that no code of the GPU names: `main`, references, what they are made of."""
-    host = [function for function in source.functions if not function.device and not function.member]
+    host = [function for function in source.functions if not function.device]
     unused = [function for function in host if not _may_run_on_the_gpu(source, function)]
-    others = [function for function in host if function not in unused]
+    others = [function for function in host if function not in unused and not function.member]
     while True:
         words = set(_WORD.findall(_without(source, (*unused, *others))))
         named = [function for function in others if function.name.encode() in words]

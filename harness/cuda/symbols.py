@@ -41,7 +41,9 @@ def symbol_of(image: bytes, entry: str) -> str:
     path = entry.partition("<")[0].removeprefix("::").split("::")
     found = [name for name in there if _path(name)[-len(path) :] == path]
     if len(found) > 1:
-        raise UsageError(f"{len(found)} kernels are called {entry}: {', '.join(found)}", hint="give them names of their own")
+        raise UsageError(
+            f"{len(found)} kernels are called {entry}: {', '.join(found)}", hint="give them names of their own"
+        )
     return found[0] if found else entry
 
 

@@ -137,6 +137,7 @@ def _quantise(source: Path | onnx.ModelProto, options: BuildOptions, folder: Pat
     quantisation = optional.load("onnxruntime.quantization", "to insert Q/DQ nodes")
     path, written = folder / "float.onnx", folder / "qdq.onnx"
     model = _model(source)
+    model = at_opset(model, max(model.opset, CHANNELS_OPSET))
     save(model.proto, model.weights, path)
     samples = load_samples(options.calibration)
 

@@ -125,6 +125,7 @@ class TrtRunner(Runner):
     # Binding
 
     def bind(self, feeds: Arrays) -> None:
+        self._graph = None  # it holds the old addresses and shapes
         for tensor in self.inputs:
             self._fill(tensor, fitted(tensor, feeds))
         self._prepare()
@@ -132,7 +133,6 @@ class TrtRunner(Runner):
 
     def _prepare(self) -> None:
         """Tell the context what is bound, and run once: TensorRT sets itself up for new shapes then."""
-        self._graph = None  # it holds the old addresses and shapes
         for tensor in self.inputs:
             self._tell_input(tensor.name, self._slots[tensor.name])
         if missing := self._missing():

@@ -112,7 +112,7 @@ class _Profile:
         with self.drive.step(INPROCESS) as step:
             spec = self._spec()
             if "trtexec" in self.settings.tools:
-                step.notes = (f"{_absence(trtexec.WANTED)}: {INSTEAD}",)
+                step.notes = tuple(f"{why}: {INSTEAD}" for why in _absence(trtexec.WANTED))
             if spec.source.suffix == ".onnx":
                 self.drive.tell("building the engine")
                 measuring_models.build(spec, self.session, self.drive.tell, timeout_s=self.settings.timeout)
@@ -187,12 +187,12 @@ def _overhead(session: Session) -> Iterator[str]:
     yield f"an inference takes {units.seconds(under / 1e9)} under nsys and {units.seconds(alone / 1e9)} without: {under / alone - 1:+.1%}"
 
 
-def _absence(wanted: tools.Wanted) -> str:
-    """Why a tool is not taken."""
+def _absence(wanted: tools.Wanted) -> Iterator[str]:
+    """Why a tool cannot be taken, if it cannot."""
     try:
-        return f"{tools.find(wanted).name} is here"
+        tools.find(wanted)
     except ToolMissing as error:
-        return str(error)
+        yield str(error)
 
 
 def _raw_inputs(settings: Settings, session: Session) -> dict[str, Path]:
@@ -262,7 +262,7 @@ def _head(artifact: Artifact) -> dict[str, Any]:
             if iterations[name].notna().any()
         }
         if iterations["compute_ns"].equals(iterations["latency_ns"]):  # on a processor there is one time
-            del told["median_ns"]["compute_ns"]
+            told["median_ns"].pop("compute_ns", None)
     sweep = artifact.tables.get("sweep")
     if sweep is not None and len(sweep):
         told["sweep"] = reporting.plain(

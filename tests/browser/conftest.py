@@ -22,10 +22,18 @@ def driver():
         yield address
 
 
-@pytest.fixture
-def browser(driver):
+@pytest.fixture(scope="session")
+def chrome(driver):
+    """One Chromium for all tests: starting it takes longer than most of them."""
     one = chromium.Browser(driver)
     try:
         yield one
     finally:
         one.close()
+
+
+@pytest.fixture
+def browser(chrome):
+    """A tab of its own."""
+    chrome.fresh()
+    return chrome

@@ -336,6 +336,9 @@ def test_no_switch_cures(backend):
     backend.says(present={"/layer.0/bias": "wrong"})
     code, result = bisect("chain.onnx", "--fault", "route")
     assert (code, result["status"]) == (125, "undecided")
+    page = Path("run/report.html").read_text()
+    assert "Undecided: no setting cures it" in page
+    assert "Culprits on the graph" not in page, "settings lie on no graph"
 
 
 # What is refused, and TensorRT-RTX for real

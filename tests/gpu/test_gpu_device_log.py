@@ -237,6 +237,24 @@ def test_the_verb(device, tmp_path, root, monkeypatch):
     assert ("softmax.cu", 9, "power") in {(one["file"], one["line"], one["assigned"]) for one in result["not_finite"]}
 
 
+def test_the_verb_on_a_template_in_a_namespace_with_a_host_around_it(device, tmp_path, monkeypatch):
+    """Its name is mangled, nothing but us instantiates it, and <vector> is nothing for NVRTC."""
+    monkeypatch.chdir(tmp_path)
+    Path("k.cu").write_text(
+        "#include <vector>\nnamespace acme {\ntemplate <typename T, int S> __global__ void k(T* y, int n) {\n"
+        "  const int i = threadIdx.x;\n  if (i < n) y[i] = i * S;\n}\n}\n"
+        "template __global__ void acme::k<double, 3>(double*, int);\n"
+        "int main() { std::vector<float> y(4); acme::k<float, 2><<<1, 4>>>(y.data(), 4); return cudaDeviceSynchronize(); }\n"
+    )
+    Path("in.yaml").write_text("y: {shape: 4}\nn: 4\n")
+    words = ["printf", "k.cu", "--entry", "k<float, 2>", "--at", "6", "--print", "y[i], S", "--thread", "3", "--gpu"]
+    if shutil.which("nvcc") is None:
+        Path("k.cu").write_text(Path("k.cu").read_text().replace("#include <vector>", ""))
+    assert cli.run([*words, "--grid", "1", "--block", "4", "--args", "in.yaml", "--out", "s"]) == 0
+    rows = json.loads(Path("s/result.json").read_text())["rows"]
+    assert [(row["tag"], row["type"], row["value"]) for row in rows] == [("y[i]", "float32", 6.0), ("S", "int32", 2)]
+
+
 def test_a_module_without_the_log_is_told(device, tmp_path):
     built = build(Unit(place(tmp_path, VALUES), device.facts.arch))
     with pytest.raises(Exception, match="the module has no probe_device_log"):

@@ -18,10 +18,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from harness.errors import ParseError, UsageError
-from reports import hotspots, icicle, parts, profile_page, sheets
+from harness.record import Session
+from reports import hotspots, icicle, layer_time, parts, profile_page, sheets
 from reports.artifact import Artifact
 from reports.collect import Collection, collect
 from reports.columns import validate
+from reports.readers import detect
 
 DATA = Path(__file__).resolve().parents[1] / "data"
 
@@ -304,3 +306,29 @@ def test_a_finding_ends_at_the_layer_that_launched_it():
     assert part.headline == "1 × Invalid __global__ read in fmha at utils.h:989"
     assert part.detail == "Launched by layer /layer.1/context, ONNX node /layer.1/context"
     assert [column.title for column in part.sheets[0].columns][:5] == ["Kind", "Kernel", "Where", "Layer", "ONNX nodes"]
+
+
+def test_layers_of_one_type_are_one_row_and_lose_no_time():
+    artifact = detect.read(DATA / "ort" / "mlp_5_runs.json")
+    layers = artifact.tables["layers"]
+    types = layer_time.by_type(layers)
+    assert types is not None
+    assert layer_time.runs(layers) == artifact.summary["model_runs"] == 5
+    assert types["per_inference_ns"].sum() == pytest.approx(layers["total_ns"].sum() / 5)
+    assert types["layers"].sum() == len(layers)
+    assert types["per_inference_ns"].is_monotonic_decreasing
+    part = parts.make(artifact, "p0")
+    assert re.fullmatch(r"\d+ \w+ layers? takes? [\d.]+ % of [\d.]+ .s in layers, per inference", part.headline)
+
+
+def test_what_failed_is_said_first_and_a_broken_result_is_told(tmp_path):
+    session = Session.create("profile", tmp_path / "run")
+    session.write_json("manifest.json", {"verb": "profile", "argv": ["profile"]})
+    (session.raw / "ort-profile.json").write_bytes((DATA / "ort" / "mlp_5_runs.json").read_bytes())
+    failed = {"name": "ncu", "status": "failed", "error": "ncu <b>broke</b>\n  | tail", "hint": "less raw/ncu.out", "notes": []}
+    session.write_json("result.json", {"tools": [failed, {"name": "ort", "status": "ok", "duration_s": 2.0}, "no run"]})
+    page = Reader(profile_page.render(collect([session.folder])))
+    assert "ncu failed: ncu <b>broke</b> (try: less raw/ncu.out)" in page.text
+    assert "How each tool ran" in page.text
+    (session.folder / "result.json").write_text("{torn")
+    assert any("result.json: content: expected JSON" in note for note in collect([session.folder]).left_out)

@@ -122,6 +122,7 @@ def test_what_runs_on_the_host_is_blanked():
 def test_host_code_goes_and_what_the_gpu_calls_stays():
     text = (
         "constexpr int half_of(int n) { return n / 2; }\nint quarter(int n) { return half_of(n) / 2; }\n"
+        "struct Room { float* y; Room() { cudaMalloc(&y, 4); } __device__ float at(int i) { return y[i]; } };\n"
         "void reference(float* y) { y[0] = quarter(8); }\nvoid launch(float* y);\nint run() { reference(0); return 1; }\n"
         "namespace a { template <int N> __global__ void k(float* y) { y[0] = half_of(N); } }\n"
         "template __global__ void a::k<8>(float*);\n"
@@ -129,7 +130,8 @@ def test_host_code_goes_and_what_the_gpu_calls_stays():
     source = source_of(text)
     made = instrument(source, entry=entry_of(source, "k<4>")).text.decode()
     assert "int half_of" in made
-    assert not any(word in made for word in ("quarter(", "reference(", "run(", "a::k<8>"))
+    assert "__device__ float at" in made
+    assert not any(word in made for word in ("cudaMalloc", "quarter(", "reference(", "run(", "a::k<8>"))
     assert made.endswith("#ifndef PROBE_EMULATION\ntemplate __global__ decltype(a::k<4>) a::k<4>;\n#endif\n")
 
 

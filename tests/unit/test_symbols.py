@@ -1,0 +1,41 @@
+"""Kernels found in an image by the names they have in the source, whatever the compiler made of those."""
+
+from __future__ import annotations
+
+import pytest
+
+from harness.cuda import symbols
+from harness.errors import UsageError
+
+# What nvcc 13 and NVRTC 13 made of such kernels.
+THERE = (
+    "act", "_Z8tile_sumPKfPfi", "_ZN4acme4normIfLi128EEEvPT_PKS1_i", "_ZN37_GLOBAL__N__eaca5767_5_t1_cu_3c7ab8be3hidEPi",
+    "_ZN3one4sameEPf", "_ZN3two4sameEPf",
+)  # fmt: skip
+
+
+@pytest.fixture(autouse=True)
+def image(monkeypatch):
+    monkeypatch.setattr(symbols, "machine_code", lambda _: dict.fromkeys(THERE, b""))
+
+
+@pytest.mark.parametrize(
+    "entry, symbol",
+    [
+        ("act", THERE[0]), ("tile_sum", THERE[1]), ("acme::norm<float, 128>", THERE[2]), ("norm<float, 128>", THERE[2]),
+        ("::hid", THERE[3]), ("two::same", THERE[5]), ("sum", "sum"), ("other::norm", "other::norm"),
+    ],
+)  # fmt: skip
+def test_a_name_of_the_source_finds_its_symbol_or_stays_as_it_is(entry, symbol):
+    assert symbols.symbol_of(b"", entry) == symbol
+
+
+def test_two_of_a_name_are_told():
+    with pytest.raises(UsageError, match="2 kernels are called same: _ZN3one4sameEPf, _ZN3two4sameEPf"):
+        symbols.symbol_of(b"", "same")
+
+
+@pytest.mark.parametrize("image", [b"", b"image", b"\x7fELF" + bytes(60)])
+def test_what_is_no_cubin_holds_no_code(image, monkeypatch):
+    monkeypatch.undo()
+    assert symbols.machine_code(image) == {}
