@@ -112,7 +112,8 @@ def nvcc_command(unit: Unit, output: Path) -> Command:
 def nvrtc_options(unit: Unit, toolkit: Path | None) -> tuple[str, ...]:
     """NVRTC's options; `toolkit` is the folder of CUDA's own headers, which NVRTC does not carry all of."""
     defines = [f"--define-macro={name}={value}" if value else f"--define-macro={name}" for name, value in unit.defines]
-    folders = [*unit.folders, *([toolkit] if toolkit else [])]
+    own = [toolkit, toolkit / "cccl"] if toolkit else []  # CUDA 13 keeps libcu++, which its headers include, in cccl
+    folders = [*unit.folders, *own]
     return (f"--gpu-architecture={unit.arch}", f"--std={STANDARD}", *FLAVOURS["nvrtc"][unit.flavour],
             *(f"--include-path={folder}" for folder in folders), *defines)  # fmt: skip
 

@@ -24,6 +24,7 @@ from harness.models.precision import Precision
 from harness.models.submodel import save
 
 QUANTISED = ("Conv", "ConvTranspose", "Gemm", "MatMul")  # what tensor cores multiply in INT8; the rest gains nothing
+CHANNELS_OPSET = 13  # from here on Q/DQ nodes have a scale for each channel
 QDQ_OPSET = 19  # from here on Q/DQ nodes have FP16 forms, so that nothing need be cast around them
 
 

@@ -48,7 +48,7 @@ def test_nvcc_is_told_arch_flavour_macros_and_headers(source):
 def test_nvrtc_is_told_the_same(source):
     options = nvrtc_options(Unit(source, "sm_90a", "debug", (("T", "half"),)), Path("/cuda/include"))
     assert {"--gpu-architecture=sm_90a", "--device-debug", "--define-macro=T=half", "--include-path=/cuda/include",
-            f"--include-path={source.parent}"} <= set(options)  # fmt: skip
+            f"--include-path={source.parent}", "--include-path=/cuda/include/cccl"} <= set(options)  # fmt: skip
 
 
 def test_the_key_follows_all_that_the_code_depends_on(source, versions, monkeypatch):

@@ -77,6 +77,7 @@ def test_types_and_epilogues(asked, compute, scale, epilogue, bias):
         (gemm(dtype="int8", b_transposed=True, epilogue="gelu_tanh"), "int8 products take no GELU"),
         (gemm(dtype="int8", b_transposed=True, alpha=0.5), "whole alpha, not 0.5"),
         (gemm(dtype="int8", out="int8", b_transposed=True, bias=Pointer("c"), bias_dtype="float16"), "int8 takes a float32 bias"),
+        (gemm(dtype="int8", b_transposed=True, c=Pointer("c")), "int8 products take no C"),
     ],
 )  # fmt: skip
 def test_what_cannot_be_done_is_refused_with_the_reason(asked, says):
@@ -221,6 +222,20 @@ def test_a_multiplication_hands_over_the_operands_in_their_places(told):
     assert ctypes.c_float.from_address(arguments[7]).value == 0.0
     assert arguments[12]._obj.data[0] == 1
     assert ("MatmulDesc", cublaslt.BIAS_POINTER, 0x400) in library.calls
+
+
+def test_what_is_added_is_read_from_a_place_of_its_own(told):
+    library = told()
+    product = Matmul(None, gemm(4, 8, 16, c=Pointer("c", 4)), Real())
+    product.bind(a=0x100, b=0x200, c=0x408, d=0x300)(77)
+    name, shown, arguments = library.calls[-1]
+    assert shown == "cublasLtMatmul(4x8x16 float16 -> float16, C added)"
+    assert (arguments[8], arguments[10]) == (0x408, 0x300)
+    assert ctypes.c_float.from_address(arguments[7]).value == 1.0
+    assert ("MatmulPreference", cublaslt.ALIGNMENT_C, 8) in library.calls
+    assert ("MatmulPreference", cublaslt.ALIGNMENT_D, 256) in library.calls
+    with pytest.raises(UsageError, match="c at 0x404 is not aligned to 8 bytes"):
+        product.bind(a=0x100, b=0x200, c=0x404, d=0x300)
 
 
 def test_an_address_less_aligned_than_promised_is_refused(told):

@@ -110,13 +110,15 @@ def test_a_layer_kept_in_fp32_cures_an_overflow():
     np.testing.assert_allclose(kept, expected(), rtol=5e-3)
 
 
-def test_int8_quantises_what_tensor_cores_multiply(tmp_path):
+@pytest.mark.parametrize("opset", [11, 17])  # Q/DQ nodes have a scale for each channel from 13 on
+def test_int8_quantises_what_tensor_cores_multiply(tmp_path, opset):
     weights = np.random.default_rng(1).standard_normal((8, 8)).astype(np.float32)
     nodes = [
         helper.make_node("MatMul", ["x", "w"], ["h"], name="mul"),
         helper.make_node("Relu", ["h"], ["y"], name="relu"),
     ]
     model = make_proto(nodes, [("x", F, ["b", 8])], [("y", F, ["b", 8])], {"w": weights})
+    model.opset_import[0].version = opset
     np.savez(tmp_path / "s.npz", x=X)
     made = infer(model, precision="int8", calibration=(tmp_path / "s.npz",))["y"]
     true = np.maximum(X @ weights, 0)
