@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -140,7 +141,7 @@ FIGURES = (
     Figure("waterfall", "Step by step", "Our kernels; in brackets the speed-up on the step before. Grey: side steps, on which "
            "the next ones do not build.", "no GPU is here, and the emulation's times say nothing of one."),
     Figure("pareto", "Speed against accuracy", "Below and to the left is better.", "needs times and errors of the same steps."),
-    Figure("routes", "Routes side by side", "The same step by each route that has it.", "no route was timed."),
+    Figure("routes", "Routes side by side", "Steps that more than one route has; all, where there is none.", "no route was timed."),
     Figure("operations", "Time by operation", "Each operation's launches of all layers by themselves, as a CUDA graph of their "
            "own.", "no operation was timed: that needs a GPU."),
     Figure("roofline", "Roofline", "All operations of a step together: what the definition asks for, over the time that it "
@@ -323,6 +324,12 @@ class View:
         return [PART_COLUMNS[number] for number in _filled([_part(one) for one in row.operations])] if row else []
 
     @property
+    def compared(self) -> list[Row]:
+        """The timed rows of steps that more than one route has; all of them where there is none."""
+        counts = Counter(row.title for row in self.timed)
+        return [row for row in self.timed if counts[row.title] > 1] or self.timed
+
+    @property
     def caption(self) -> str:
         """Of the table of steps."""
         if self.kind == "fusion":
@@ -344,7 +351,7 @@ class View:
         drawn = {
             "waterfall": ladder_figures.draw_waterfall([row for row in self.timed if row.route == "kernels"]),
             "pareto": ladder_figures.draw_pareto([row for row in self.timed if row.error]),
-            "routes": ladder_figures.draw_routes(self.timed),
+            "routes": ladder_figures.draw_routes(self.compared),
             "operations": ladder_figures.draw_operations([row for row in self.timed if row.operations]),
             "roofline": ladder_figures.draw_roofline(self.timed, schema.mapping(self.result.get("roofs"))),
             "errors": ladder_figures.draw_errors([row for row in self.rows if row.error]),

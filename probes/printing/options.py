@@ -15,7 +15,7 @@ from probes.options import FILE, FOLDER, argument, option
 if TYPE_CHECKING:
     from probes.printing.running import Settings
 
-CHECKS = "all, none, or some of memory, race, init, with commas between"
+CHECKS = "all, none, some of memory, race, init, grid, or asan, with commas between"
 
 SECTIONS = {
     "What to log": (

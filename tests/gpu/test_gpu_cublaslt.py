@@ -81,6 +81,27 @@ def test_alpha(random, device):
     assert error(got, want) < BOUND["float32"]
 
 
+@pytest.mark.parametrize("dtype", ["float32", "tf32", "float16", "bfloat16"])
+@pytest.mark.parametrize("size", SIZES, ids=str)
+@pytest.mark.parametrize("tune", [False, True])
+def test_a_residual_and_a_bias_are_added_inside(random, device, dtype, size, tune):
+    m, n, k = size
+    out = "float32" if dtype == "tf32" else dtype
+    a, b = store(random.standard_normal((m, k)), dtype), store(random.standard_normal((n, k)) / math.sqrt(k), dtype)
+    skip, bias = store(random.standard_normal((m, n)), out), store(random.standard_normal(n), out)
+    gemm = Gemm(
+        Pointer("a"), Pointer("b"), Pointer("d"), m, n, k, dtype, out, True, Pointer("bias"), out, c=Pointer("skip")
+    )
+    arrays = {"a": a, "b": b, "skip": skip, "bias": bias, "d": store(np.zeros((m, n)), out)}
+    prepared = launch.prepare([gemm], launch.itemsizes_of(arrays), launch.Options(tune=tune), device)
+    placed = prepared.place(arrays, poison=("d",))
+    placed.launch()
+    left = placed.read()
+    want = value(a, dtype) @ value(b, dtype).T + value(skip, out) + value(bias, out)
+    assert error(value(left["d"], out), want) < BOUND[dtype]
+    np.testing.assert_array_equal(left["skip"], skip)
+
+
 def test_the_library_s_gelu_is_the_tanh_form(random, device):
     a, b = random.uniform(-4, 4, (64, 1)).astype(np.float32), np.ones((1, 64), np.float32)
     gemm = Gemm(Pointer("a"), Pointer("b"), Pointer("d"), 64, 64, 1, "float32", "float32", epilogue="gelu_tanh")

@@ -228,7 +228,7 @@ def test_what_is_added_is_read_from_a_place_of_its_own(told):
     library = told()
     product = Matmul(None, gemm(4, 8, 16, c=Pointer("c", 4)), Real())
     product.bind(a=0x100, b=0x200, c=0x408, d=0x300)(77)
-    name, shown, arguments = library.calls[-1]
+    _, shown, arguments = library.calls[-1]
     assert shown == "cublasLtMatmul(4x8x16 float16 -> float16, C added)"
     assert (arguments[8], arguments[10]) == (0x408, 0x300)
     assert ctypes.c_float.from_address(arguments[7]).value == 1.0

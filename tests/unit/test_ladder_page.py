@@ -81,6 +81,7 @@ def test_all_figures_are_drawn_from_what_was_measured(view):
     assert set(drawn) == {"waterfall", "pareto", "routes", "operations", "roofline", "errors", "layers"}
     assert len(drawn["waterfall"].data[0].y) == len(ladder_session.TIMES_US)  # the sparse step has no time
     assert {trace.name for trace in drawn["routes"].data} == {"our kernels", "PyTorch", "ONNX"}
+    assert {row.rung for row in view.compared} == {"fp16", "graph-fp16"}
 
 
 def test_the_fastest_step_is_taken_apart(view):

@@ -325,7 +325,13 @@ def test_what_failed_is_said_first_and_a_broken_result_is_told(tmp_path):
     session = Session.create("profile", tmp_path / "run")
     session.write_json("manifest.json", {"verb": "profile", "argv": ["profile"]})
     (session.raw / "ort-profile.json").write_bytes((DATA / "ort" / "mlp_5_runs.json").read_bytes())
-    failed = {"name": "ncu", "status": "failed", "error": "ncu <b>broke</b>\n  | tail", "hint": "less raw/ncu.out", "notes": []}
+    failed = {
+        "name": "ncu",
+        "status": "failed",
+        "error": "ncu <b>broke</b>\n  | tail",
+        "hint": "less raw/ncu.out",
+        "notes": [],
+    }
     session.write_json("result.json", {"tools": [failed, {"name": "ort", "status": "ok", "duration_s": 2.0}, "no run"]})
     page = Reader(profile_page.render(collect([session.folder])))
     assert "ncu failed: ncu <b>broke</b> (try: less raw/ncu.out)" in page.text
