@@ -264,7 +264,7 @@ def ratios(rows: list[dict[str, Any]]) -> Iterator[str]:
 def climb(folder: Path, routes: tuple[str, ...]) -> None:
     """The ladder of BERT-base with lengths of 0.2 to 1.0, a line a step."""
     from probes.laddering import running as laddering
-    from reports import ladder
+    from reports.pages import ladder
 
     began = time.monotonic()
     made = laddering.climb(laddering.Settings("base", lengths="uniform", routes=routes, out=folder), say)

@@ -24,9 +24,9 @@ from harness.bert import model as bert
 from harness.models import graph as graphs
 from harness.models import model as models
 from harness.optional import load
-from reports.onnx_graph import Graph, Node
-from reports.placing import place
 from reports.readers.trtexec_exports import onnx_nodes
+from reports.tables.onnx_graph import Graph, Node
+from reports.tables.placing import place
 
 HIDDEN = {"gemm": "fc__mye1", "correlation": "__myl_Corr_myl0_1", "deconv": "__myl_Deco_myl0_1"}
 SMALL = bert.BertConfig(64, 2, 4, 256, vocab_size=100, max_position=64)

@@ -22,10 +22,10 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks import chromium
-from reports import profile_page
 from reports.artifact import Artifact
 from reports.collect import Collection
 from reports.columns import validate
+from reports.pages import profile as profile_page
 
 PEER = "empty plotly page"
 MANY = 24  # files on one page

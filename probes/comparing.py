@@ -13,9 +13,11 @@ import pandas as pd
 from harness.errors import EXIT_CLEAN, EXIT_DEFECT, EXIT_UNDECIDED, ProbeError, UsageError
 from probes.reporting import plain
 from probes.screen import Shown, table
-from reports import comparison, diff_page, units
+from reports import units
 from reports.collect import Collection, collect
-from reports.repetitions import LEVELS, gather
+from reports.pages import diff as diff_page
+from reports.tables import comparison
+from reports.tables.repetitions import LEVELS, gather
 
 Tell = Callable[[str], None]
 _NUMBER = re.compile(r"(\d+(?:\.\d*)?|\.\d+)\s*(%?)")

@@ -18,9 +18,12 @@ import pandas as pd
 from harness.errors import UsageError
 from harness.record import Session
 from harness.tools import nsys
-from reports import origins, page, perfetto, profile_page, units
+from reports import perfetto, units
 from reports.artifact import Artifact
 from reports.collect import Collection, collect
+from reports.pages import page
+from reports.pages import profile as profile_page
+from reports.tables import origins
 
 PAGE = "report.html"
 Tell = Callable[[str], None]

@@ -9,9 +9,9 @@ from typing import Any
 
 from harness.errors import ArtifactMissing, ParseError, ProbeError, UsageError
 from harness.record import Session
-from reports import origins, ties, twins
 from reports.artifact import Artifact
 from reports.readers import detect, trtexec_join
+from reports.tables import origins, ties, twins
 
 Tell = Callable[[str], None]
 

@@ -54,7 +54,11 @@ def fake_tool(tmp_path: Path) -> Callable[[str, str], Path]:
 @pytest.fixture(scope="session")
 def probe_argv() -> tuple[str, ...]:
     """What the console script runs, with this interpreter, whether or not the script is installed."""
-    return (sys.executable, "-c", f"import sys; sys.path.insert(0, {str(ROOT)!r}); from probes.__main__ import main; main()")
+    return (
+        sys.executable,
+        "-c",
+        f"import sys; sys.path.insert(0, {str(ROOT)!r}); from probes.__main__ import main; main()",
+    )
 
 
 @pytest.fixture(scope="session")

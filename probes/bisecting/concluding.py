@@ -12,7 +12,7 @@ from probes.bisecting import search
 from probes.bisecting.candidates import Candidate
 from probes.bisecting.journal import Journal
 from probes.bisecting.question import Question, Repair
-from reports import page
+from reports.pages import page
 
 Edges = Callable[[Sequence[Candidate]], list[tuple[int, int]]]
 

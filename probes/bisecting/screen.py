@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from harness.record import Session
 from probes.screen import Shown, cut, report_line
-from reports import bisection as told
 from reports import units
+from reports.pages import bisection as told
 
 
 def show(session: Session) -> Shown:

@@ -23,8 +23,9 @@ from kernels.spec import KernelSpec, checked
 from probes.kernels import peers as kernel_peers
 from probes.kernels.testing import arrays_of, choose, elsewhere
 from probes.targets import driving
-from reports import profile_page, units
+from reports import units
 from reports.collect import collect
+from reports.pages import profile as profile_page
 
 Tell = Callable[[str], None]
 PRODUCT = 8192  # rows and columns of the product whose rate is taken as the card's peak

@@ -16,7 +16,7 @@ from harness.record import Session
 from kernels.fusion import LEVELS, Level, arrays, expected, worst_error
 from probes.laddering.running import Laddered, device_here
 from probes.targets import driving
-from reports import page
+from reports.pages import page
 
 Tell = Callable[[str], None]
 MOST_ROUNDINGS = 4.5  # of float32, three or four of which the definition has

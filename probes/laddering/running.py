@@ -29,7 +29,7 @@ from probes.laddering import rungs
 from probes.laddering.routes import Absent, Job, Measured, Route, Taken
 from probes.laddering.rungs import Rung
 from probes.targets import driving
-from reports import page
+from reports.pages import page
 
 Array = np.ndarray[Any, Any]
 Tell = Callable[[str], None]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from harness.record import Session
 from probes.screen import Shown, report_line, table
-from reports import ladder as told
+from reports.pages import ladder as told
 
 
 def show(session: Session) -> Shown:

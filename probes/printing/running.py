@@ -25,7 +25,8 @@ from harness.record import Session, to_json
 from kernels.plan import Extent, Launch, Pointer
 from probes.targets import arguments, driving
 from probes.targets.arguments import Inputs
-from reports import page, printed, units
+from reports import units
+from reports.pages import page, printed
 
 Tell = Callable[[str], None]
 MOST_JSON_ROWS = 1_000_000  # in result.json: more are only in the tables

@@ -7,7 +7,8 @@ from typing import Any
 
 from harness.record import Session
 from probes.screen import MOST_ROWS, Shown, cut, report_line
-from reports import printed, units
+from reports import units
+from reports.pages import printed
 
 HEADERS = ("block", "thread", "line", "what", "value", "type", "source")
 

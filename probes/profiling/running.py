@@ -25,10 +25,12 @@ from probes.targets.inferring import Spec
 from probes.targets.measuring_models import Measured
 from probes.targets.target import Kind
 from probes.targets.workloads import Workload
-from reports import joining, profile_page, units
+from reports import units
 from reports.artifact import Artifact
 from reports.collect import Collection, collect
+from reports.pages import profile as profile_page
 from reports.readers import detect
+from reports.tables import joining
 
 WANTED = {"nsys": nsys.WANTED, "ncu": ncu.WANTED, "trtexec": trtexec.WANTED}
 INSTEAD = "the same was measured in-process, with the same tables"

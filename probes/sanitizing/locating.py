@@ -17,8 +17,8 @@ from typing import Any
 import pandas as pd
 
 from reports.artifact import Artifact
-from reports.onnx_names import is_span, nodes_of_layer, nodes_of_operation
 from reports.readers.nsys_launches import MYELIN, NOT_LAYERS, TENSORRT
+from reports.tables.onnx_names import is_span, nodes_of_layer, nodes_of_operation
 
 MOST_LAUNCHES = 1 << 20  # beyond which the halving gives up
 MOST_LOOKED_AT = 1000  # launches of a kernel whose ranges are compared

@@ -22,10 +22,11 @@ from probes.targets import driving, workloads
 from probes.targets.driving import Drive, Tell
 from probes.targets.target import Kind
 from probes.targets.workloads import Workload
-from reports import profile_page, ties
 from reports.artifact import Artifact
 from reports.collect import collect
+from reports.pages import profile as profile_page
 from reports.readers import detect
+from reports.tables import ties
 
 MOST_LOCATED = 3  # kernels: each takes a dozen runs of the program
 WORK = ".locate"  # in raw/: the runs of the halving, which no report reads

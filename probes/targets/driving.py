@@ -55,7 +55,7 @@ class Step:
                  "command": list(self.command), "notes": list(self.notes)}  # fmt: skip
         if not self.error:
             return known
-        from reports import sheets  # and pandas, which who has no error need not wait for
+        from reports.pages import sheets
 
         return {**known, "error": sheets.public(self.error), "hint": self.hint}
 

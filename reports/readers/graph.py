@@ -15,8 +15,8 @@ from harness.errors import ParseError
 from reports import schema
 from reports.artifact import Artifact
 from reports.columns import empty, validate
-from reports.onnx_graph import Graph, Node
 from reports.readers import decoding
+from reports.tables.onnx_graph import Graph, Node
 
 KIND = "onnx-graph"
 EXPECTED = "the graph of a model, written by probe"

@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from reports import roofline
 from reports.columns import validate
 from reports.readers.ncu_text import PUSH_POP, Range
+from reports.tables import roofline
 
 Numbers = np.ndarray[Any, np.dtype[Any]]
 Triple = tuple[int, int, int]

@@ -14,15 +14,15 @@ import pandas as pd
 
 from harness.errors import ParseError
 from reports.artifact import Artifact
-from reports.attribution import NONE, Ranges
 from reports.columns import TABLES, validate
-from reports.origins import ties
 from reports.readers import nsys_events as events
 from reports.readers._sqlite import MAGIC, Database, Integers
 from reports.readers.nsys_events import Calls, Ints, Spans
 from reports.readers.nsys_launches import MYELIN, TENSORRT, Launches, Moments, named, onnx_nodes
 from reports.readers.nsys_summary import remarks, summarise
-from reports.templating import templated
+from reports.tables.attribution import NONE, Ranges
+from reports.tables.origins import ties
+from reports.tables.templating import templated
 
 REPORTS = (".nsys-rep", ".qdrep", ".qdstrm")
 META = ("META_DATA_EXPORT", "EXPORT_META_DATA")

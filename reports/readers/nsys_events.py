@@ -12,8 +12,8 @@ import numpy.typing as npt
 import pandas as pd
 
 from harness.errors import ParseError
-from reports.attribution import FOREVER, NONE
 from reports.readers._sqlite import Database, Integers, Texts
+from reports.tables.attribution import FOREVER, NONE
 
 Ints = npt.NDArray[np.int64]
 Bools = npt.NDArray[np.bool_]

@@ -8,10 +8,10 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from reports.attribution import NONE, Load, Ranges, match
-from reports.onnx_names import nodes_of_operation
-from reports.origins import of_layer
 from reports.readers.nsys_events import NOWHERE, Bools, Calls, Captures, Ints, Ops, Spans, categorical
+from reports.tables.attribution import NONE, Load, Ranges, match
+from reports.tables.onnx_names import nodes_of_operation
+from reports.tables.origins import of_layer
 
 TENSORRT, MYELIN = "tensorrt", "myelin"  # how the domains' names begin, in small letters
 NOT_LAYERS = "ExecutionContext::"  # TensorRT's own range around all layers

@@ -8,11 +8,11 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from reports.attribution import NONE, paths
-from reports.onnx_names import nodes_of_layer, nodes_of_operation
-from reports.origins import shares
 from reports.readers.nsys_events import Bools, Calls, Ints, Spans
 from reports.readers.nsys_launches import Launches, Moments
+from reports.tables.attribution import NONE, paths
+from reports.tables.onnx_names import nodes_of_layer, nodes_of_operation
+from reports.tables.origins import shares
 
 Tables = Mapping[str, pd.DataFrame]
 Row = dict[str, Any]

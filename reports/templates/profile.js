@@ -521,7 +521,7 @@
     }
   }
 
-  function decode(content, bytes) { // the other half of reports/timeline.py
+  function decode(content, bytes) { // the other half of reports/figures/timeline.py
     const count = content.lengths.reduce((sum, length) => sum + length, 0);
     let offset = 0;
     const read = (planes, into) => {

@@ -5,7 +5,7 @@ from __future__ import annotations
 import ladder_session
 import pytest
 
-from reports import page
+from reports.pages import page
 
 pytestmark = pytest.mark.browser
 

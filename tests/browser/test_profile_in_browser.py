@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import trace_tables
 
-from reports import profile_page
+from reports.pages import profile as profile_page
 
 pytestmark = pytest.mark.browser
 

@@ -277,7 +277,7 @@ def test_a_page_for_which_there_is_no_room_hides_nothing_of_the_result(tools, mo
     def full(*_: object, **__: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("reports.page.save", full)
+    monkeypatch.setattr("reports.pages.page.save", full)
     code, result = profile("--nsys")
     assert code == 125
     assert "solve_1bc_kernel" in capsys.readouterr().out

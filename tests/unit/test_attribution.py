@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from reports.attribution import FOREVER, NONE, Load, Ranges, match, paths
-from reports.onnx_names import nodes_of_layer, nodes_of_operation
-from reports.templating import templated
+from reports.tables.attribution import FOREVER, NONE, Load, Ranges, match, paths
+from reports.tables.onnx_names import nodes_of_layer, nodes_of_operation
+from reports.tables.templating import templated
 
 TIMES = st.integers(-3, 12)
 RANGES = st.lists(st.tuples(st.integers(0, 2), TIMES, st.one_of(TIMES, st.just(FOREVER))), max_size=25)

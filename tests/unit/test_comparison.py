@@ -8,9 +8,9 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from reports import comparison
 from reports.columns import validate
-from reports.comparison import (
+from reports.tables import comparison
+from reports.tables.comparison import (
     FASTER,
     NOTHING,
     ONLY_AFTER,

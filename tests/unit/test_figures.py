@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from harness.record import Outcome
-from reports import figures
+from reports.figures import bisection as figures
 from reports.schema import Candidate, Step
 
 VALUES = st.one_of(st.none(), st.floats(), st.sampled_from([0.0, 5e-324, 1e308, math.inf, -math.inf, math.nan, 0.01]))

@@ -14,7 +14,8 @@ from harness.record import Session
 from probes.laddering import rungs
 from probes.laddering import running as laddering
 from probes.laddering.rungs import RUNGS
-from reports import ladder, ladder_figures, page
+from reports.figures import ladder as ladder_figures
+from reports.pages import ladder, page
 
 
 def test_every_step_is_a_plan_and_builds_on_those_before():

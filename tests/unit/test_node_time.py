@@ -5,8 +5,8 @@ from __future__ import annotations
 import pandas as pd
 import pytest
 
-from reports import hotspots, node_time
 from reports.columns import validate
+from reports.tables import hotspots, node_time
 
 RANGES = validate(
     "ranges",

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 
 from harness.errors import ArtifactMissing, ParseError, UsageError
 from harness.record import Session
-from reports import bisection, page
+from reports.pages import bisection, page
 
 FIGURES = ["data-steps", "data-graph", "data-sensitivities"]
 

@@ -26,12 +26,12 @@ from probes.targets.inferring import Spec
 from reports.artifact import Artifact
 from reports.collect import collect
 from reports.columns import validate
-from reports.onnx_graph import Graph, Node
-from reports.onnx_names import Known, Step, nodes_of_layer, nodes_of_operation, steps_of
-from reports.origins import combine, tied
-from reports.placing import place
 from reports.readers import graph as reader
 from reports.readers import nsys, trtexec_exports
+from reports.tables.onnx_graph import Graph, Node
+from reports.tables.onnx_names import Known, Step, nodes_of_layer, nodes_of_operation, steps_of
+from reports.tables.origins import combine, tied
+from reports.tables.placing import place
 
 DATA = Path(__file__).parents[1] / "data" / "nsys"
 sys.path.append(str(Path(__file__).parents[2]))  # the benchmark, which only a checkout has

@@ -19,11 +19,14 @@ from hypothesis import strategies as st
 
 from harness.errors import ParseError, UsageError
 from harness.record import Session
-from reports import hotspots, icicle, layer_time, parts, profile_page, sheets
 from reports.artifact import Artifact
 from reports.collect import Collection, collect
 from reports.columns import validate
+from reports.figures import icicle
+from reports.pages import parts, sheets
+from reports.pages import profile as profile_page
 from reports.readers import detect
+from reports.tables import hotspots, layer_time
 
 DATA = Path(__file__).resolve().parents[1] / "data"
 

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from reports.columns import validate
 from reports.readers import ncu
-from reports.roofline import LIMITS, NUMBERS, limited_by, roofline, wide
+from reports.tables.roofline import LIMITS, NUMBERS, limited_by, roofline, wide
 
 DATA = Path(__file__).parents[1] / "data" / "ncu"
 

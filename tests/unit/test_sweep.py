@@ -20,9 +20,9 @@ from harness.engines.options import BuildOptions
 from harness.engines.runner import Runner, Timed
 from harness.engines.sweep import Sweep, agreed, bounds, parse, shapes_at, steps_by_latency, steps_by_name
 from harness.errors import UsageError
-from reports import parts
 from reports.collect import Collection
-from reports.profile_page import render
+from reports.pages import parts
+from reports.pages.profile import render
 from reports.readers import detect
 
 IDS = helper.make_tensor_value_info("ids", TensorProto.INT64, ["batch", "sequence"])

@@ -13,7 +13,7 @@ import trace_tables
 from hypothesis import given
 from hypothesis import strategies as st
 
-from reports import timeline
+from reports.figures import timeline
 
 
 def decode(made):

@@ -39,7 +39,7 @@ from probes.bisecting.engines.search import around, first_cure
 from probes.bisecting.engines.trial import Bench, Result, Trial, _ended, signature, visible_gpus
 from probes.bisecting.recipes import Lowered
 from probes.bisecting.search import drive
-from reports.figures import draw_latencies, pareto
+from reports.figures.bisection import draw_latencies, pareto
 from reports.schema import read_trial
 
 F = TensorProto.FLOAT

@@ -7,8 +7,9 @@ from typing import Any
 
 import pandas as pd
 
-from reports import schema, sheets, units
-from reports.sheets import Sheet
+from reports import schema, units
+from reports.pages import sheets
+from reports.pages.sheets import Sheet
 
 Run = Mapping[str, Any]
 _LISTS = ("tools", "ran")  # of result.json: profile's, sanitize's

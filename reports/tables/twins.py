@@ -10,9 +10,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from reports import ties
 from reports.artifact import Artifact
 from reports.readers.sanitizer import difference
+from reports.tables import ties
 
 LOGS = (".out", ".err")  # what a program under a tool printed: of interest to people, not to a reader
 EXPORTED = {".nsys-rep": ".sqlite", ".qdrep": ".sqlite", ".ncu-rep": ".csv"}

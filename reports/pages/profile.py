@@ -10,11 +10,13 @@ from typing import Any
 
 import plotly.graph_objects as go
 
-from reports import faults, joining, page, parts, schema, sheets, tool_runs, units
+from reports import schema, units
 from reports.artifact import Artifact
 from reports.collect import Collection
-from reports.parts import Part
-from reports.sheets import Column, Sheet
+from reports.pages import page, parts, sheets
+from reports.pages.parts import Part
+from reports.pages.sheets import Column, Sheet
+from reports.tables import faults, joining, tool_runs
 
 TEMPLATE = "profile.html"
 MOST_OPEN = 1  # parts, and runs; the others are shown when they are asked for

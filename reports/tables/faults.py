@@ -7,8 +7,9 @@ from typing import Any
 
 import pandas as pd
 
-from reports import schema, sheets
-from reports.sheets import Sheet
+from reports import schema
+from reports.pages import sheets
+from reports.pages.sheets import Sheet
 
 NOUN = "fault"
 CAPTION = "One row for each fault at one place of the code; launches count from 0. Calls that only report a fault are not places."

@@ -10,7 +10,7 @@ import pandas as pd
 import plotly.graph_objects as go
 
 from reports import units
-from reports.figures import label
+from reports.figures.bisection import label
 
 MOST_POINTS = 4000
 COMPUTE, OTHER, QUIET = "#d9592b", "#3f83d6", "#8b929b"

@@ -23,8 +23,8 @@ from itertools import pairwise
 import numpy as np
 import numpy.typing as npt
 
-from reports.onnx_graph import Graph
-from reports.onnx_names import COMPUTING, UNKNOWN, Step, nodes_of_operation, steps_of
+from reports.tables.onnx_graph import Graph
+from reports.tables.onnx_names import COMPUTING, UNKNOWN, Step, nodes_of_operation, steps_of
 
 Ints = npt.NDArray[np.int64]
 Bools = npt.NDArray[np.bool_]

@@ -9,11 +9,12 @@ from typing import Any
 
 import pandas as pd
 
-from reports import page, sheets, units
-from reports.comparison import SLOWER
-from reports.repetitions import LEVELS
-from reports.sheets import Sheet
-from reports.tiles import Tile
+from reports import units
+from reports.pages import page, sheets
+from reports.pages.sheets import Sheet
+from reports.pages.tiles import Tile
+from reports.tables.comparison import SLOWER
+from reports.tables.repetitions import LEVELS
 
 TEMPLATE = "diff.html"
 _COLUMNS = {

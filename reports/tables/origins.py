@@ -18,10 +18,10 @@ import pandas as pd
 from reports import units
 from reports.artifact import Artifact
 from reports.columns import validate
-from reports.onnx_graph import Graph
-from reports.onnx_names import is_span, nodes_of_layer, nodes_of_operation
-from reports.placing import Origin, place
 from reports.readers import graph as graphs
+from reports.tables.onnx_graph import Graph
+from reports.tables.onnx_names import is_span, nodes_of_layer, nodes_of_operation
+from reports.tables.placing import Origin, place
 
 NAMED, INFERRED, UNATTRIBUTED = TIES = ("named", "inferred", "unattributed")
 ENGINES = ("tensorrt", "myelin")  # how the domains of ranges begin that TensorRT opens, in small letters

@@ -188,14 +188,14 @@ def inert(content: str) -> Markup:
 def _view(verb: str) -> ModuleType:
     """The module with TEMPLATE and read(session) -> view with draw(); only one is wanted, and plotly is slow to import."""
     if verb == "bisect":
-        from reports import bisection
+        from reports.pages import bisection
 
         return bisection
     if verb == "printf":
-        from reports import printed
+        from reports.pages import printed
 
         return printed
-    from reports import ladder
+    from reports.pages import ladder
 
     return ladder
 

@@ -12,8 +12,8 @@ import numpy.typing as npt
 import pandas as pd
 
 from reports import units
-from reports.sheets import public
-from reports.timeline import TONES
+from reports.figures.timeline import TONES
+from reports.pages.sheets import public
 
 MOST_NODES = 1500
 MOST_DEPTH = 48  # ranges deeper than this count as the one that encloses them at this depth

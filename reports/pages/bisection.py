@@ -13,9 +13,10 @@ import plotly.graph_objects as go
 
 from harness.errors import ArtifactMissing, ParseError
 from harness.record import Outcome, Session
-from reports import figures, schema, units
+from reports import schema, units
+from reports.figures import bisection as figures
+from reports.pages.tiles import Tile
 from reports.schema import Candidate, Step, Trial
-from reports.tiles import Tile
 
 TEMPLATE = "bisect.html"
 TRIALS = "raw/trials/trials.jsonl"  # of searches that build engines

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 
-from reports.onnx_names import Known
+from reports.tables.onnx_names import Known
 
 HOST = frozenset({"Shape", "Size"})  # what follows from these is known before anything runs on the GPU
 

@@ -9,8 +9,10 @@ from typing import Any
 
 import pandas as pd
 
-from reports import hotspots, origins, sheets, units
-from reports.templating import NUMBER, template
+from reports import units
+from reports.pages import sheets
+from reports.tables import hotspots, origins
+from reports.tables.templating import NUMBER, template
 
 ALIKE = 2 / 3  # shown where at least a third of the rows differ from others in the layer's number alone
 JOINED = " + "

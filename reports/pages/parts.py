@@ -9,12 +9,16 @@ from typing import Any
 import pandas as pd
 import plotly.graph_objects as go
 
-from reports import hotspots, icicle, layer_time, node_time, origins, profile_figures, sheets, sweep, timeline, units
+from reports import units
 from reports.artifact import Artifact
-from reports.icicle import Icicle
-from reports.sheets import Sheet
-from reports.tiles import Tile
-from reports.timeline import Timeline
+from reports.figures import icicle, sweep, timeline
+from reports.figures import profile as profile_figures
+from reports.figures.icicle import Icicle
+from reports.figures.timeline import Timeline
+from reports.pages import sheets
+from reports.pages.sheets import Sheet
+from reports.pages.tiles import Tile
+from reports.tables import hotspots, layer_time, node_time, origins
 
 _DRAWN_ELSEWHERE = {
     "kernels", "ranges", "memory_ops", "api_calls", "graph_launches", "iterations", "meta", "devices",

@@ -19,7 +19,7 @@ import numpy.typing as npt
 import pandas as pd
 
 from reports import units
-from reports.sheets import public
+from reports.pages.sheets import public
 
 LIMIT = 1_000_000  # events in a page
 MOST_BYTES = 5_600_000  # of the deflated columns

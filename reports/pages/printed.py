@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from harness.errors import ArtifactMissing, ParseError
 from harness.record import Session
 from reports import schema, units
-from reports.tiles import Tile
+from reports.pages.tiles import Tile
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go

@@ -13,9 +13,9 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from reports import origins
 from reports.artifact import Artifact
-from reports.comparison import observations
+from reports.tables import origins
+from reports.tables.comparison import observations
 
 LEVELS = {  # what is compared -> what one repetition is
     "iterations": "one inference",

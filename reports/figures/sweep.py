@@ -10,7 +10,7 @@ import pandas as pd
 import plotly.graph_objects as go
 
 from reports import units
-from reports.profile_figures import AXIS, COMPUTE, OTHER, QUIET, base
+from reports.figures.profile import AXIS, COMPUTE, OTHER, QUIET, base
 
 MOST_STEPS = 60  # lines drawn
 SHOWN = ["size", "latency_median_ns", "latency_p90_ns", "latency_p99_ns", "compute_median_ns", "throughput_qps",

@@ -13,8 +13,9 @@ import plotly.graph_objects as go
 from harness.errors import ArtifactMissing, ParseError
 from harness.record import Session
 from harness.record import number as finite
-from reports import ladder_figures, schema, units
-from reports.tiles import Tile
+from reports import schema, units
+from reports.figures import ladder as ladder_figures
+from reports.pages.tiles import Tile
 
 TEMPLATE = "ladder.html"
 COLUMNS = ("Median", "p99", "Sequences/s", "On the one before", "In total", "Error", "Cosine", "Of the roofline", "Memory",

@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Any
 import plotly.graph_objects as go
 
 from reports import schema, units
-from reports.figures import label
-from reports.profile_figures import AXIS, base
+from reports.figures.bisection import label
+from reports.figures.profile import AXIS, base
 
 if TYPE_CHECKING:
-    from reports.ladder import Row
+    from reports.pages.ladder import Row
 
 COLOURS = ("#3f83d6", "#d9592b", "#3a9c74", "#8f6bc4", "#b8912a", "#c0508a", "#4aa3b5", "#8b929b", "#6d7f3a", "#a0522d")
 SYMBOLS = ("circle", "square", "diamond", "triangle-up", "cross", "star")

@@ -13,9 +13,9 @@ from typing import Any
 
 import pandas as pd
 
-from reports import sheets
 from reports.artifact import Artifact
-from reports.sheets import Sheet
+from reports.pages import sheets
+from reports.pages.sheets import Sheet
 
 NOUN = "kernel"
 CAPTION = (

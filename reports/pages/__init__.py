@@ -1,0 +1,1 @@
+"""Sessions and artifacts to one offline HTML file each."""
