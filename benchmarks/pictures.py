@@ -40,7 +40,9 @@ PICTURES = {
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("names", nargs="*", choices=[*PICTURES, []], metavar="NAME", help=f"default: {', '.join(PICTURES)}")
+    parser.add_argument(
+        "names", nargs="*", choices=[*PICTURES, []], metavar="NAME", help=f"default: {', '.join(PICTURES)}"
+    )
     names = parser.parse_args().names
     with chromium.driver() as address:
         browser = chromium.Browser(address)

@@ -83,7 +83,7 @@ SECTIONS = {
     "Inputs of the model": (
         option("--inputs", type=FILE, multiple=True, metavar="FILE",
                help="One sample as .npz, or several as Polygraphy JSON; repeatable. Random ones without it:"),
-        option("--shape", "shapes", type=options.Shape(), multiple=True, help="Shape of a random input; repeatable."),
+        option("--shape", "--shapes", "shapes", type=options.Shape(), multiple=True, help="Shape of a random input; repeatable."),
         option("--range", "bounds", type=Range(), default="-1:1", show_default=True, help="Range of random inputs."),
         option("--samples", type=click.IntRange(min=1), metavar="N", default=1, show_default=True, help="How many random samples."),
         option("--seed", type=int, metavar="N", default=0, show_default=True, help="Of the random inputs."),

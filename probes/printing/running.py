@@ -20,7 +20,7 @@ from harness.device_log import traced, tracepoints
 from harness.device_log.layout import Selection
 from harness.device_log.traced import Job, Traced
 from harness.device_log.tracepoints import Instrumented
-from harness.errors import EXIT_CLEAN, EXIT_DEFECT, EXIT_INTERRUPTED, ArtifactMissing, BuildFailed, UsageError
+from harness.errors import EXIT_CLEAN, EXIT_DEFECT, EXIT_INTERRUPTED, BuildFailed, UsageError
 from harness.record import Session, to_json
 from kernels.plan import Extent, Launch, Pointer
 from probes.targets import arguments, driving
@@ -171,8 +171,9 @@ def _earlier(folder: Path) -> dict[str, Any]:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise ArtifactMissing(
-            f"{folder} holds no captured launch (raw/launch.json)", hint="a session of probe printf"
+        raise UsageError(
+            f"--from-session {folder}: it holds no captured launch (raw/launch.json)",
+            hint="the folder of an earlier `probe printf`: ls probe-runs",
         ) from error
     return {**content, "grid": tuple(content["grid"]), "block": tuple(content["block"])}
 

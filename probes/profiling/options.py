@@ -46,7 +46,7 @@ TIMEOUT = option("--timeout", type=click.FloatRange(min=0, min_open=True), defau
 
 # What `probe sanitize` takes as well.
 MODEL = (
-    option("--shapes", type=Shapes(), multiple=True, help="Shape of an input at run time; repeatable."),
+    option("--shapes", "--shape", "shapes", type=Shapes(), multiple=True, help="Shape of an input at run time; repeatable."),
     option("--inputs", type=FILE, metavar="FILE", help="Inputs as .npz; random ones without."),
     option("--precision", type=click.Choice(PRECISIONS), metavar="TYPE",
            help=f"What it is built in: {', '.join(PRECISIONS)} (default: fp32); the same on every backend."),

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator, Mapping
+import re
+from collections.abc import Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, replace
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import plotly.graph_objects as go
@@ -21,6 +23,8 @@ from reports.schema import Candidate, Step, Trial
 TEMPLATE = "bisect.html"
 TRIALS = "raw/trials/trials.jsonl"  # of searches that build engines
 NOUNS = {"route": "setting", "fusion": "tensor"}
+AROUND, MOST_LINES = 3, 400  # lines of a source on either side of a culprit, and in all
+AT_LINE = re.compile(r"line (\d+):")
 
 
 @dataclass(frozen=True)
@@ -36,6 +40,15 @@ class Culprit:
 
 
 @dataclass(frozen=True)
+class SourceLine:
+    """A line of a source beside a culprit, or that of one; number 0 stands for lines that are left out."""
+
+    number: int
+    text: str = ""
+    guilty: bool = False
+
+
+@dataclass(frozen=True)
 class Bisection:
     """The files of a bisection's session; `gaps` says what is missing or unreadable."""
 
@@ -46,6 +59,7 @@ class Bisection:
     steps: tuple[Step, ...]
     gaps: tuple[str, ...] = ()
     trials: tuple[Trial, ...] = ()
+    repaired: tuple[str, ...] = ()  # lines of the source written in the end, where statements of one were searched
 
     @property
     def found(self) -> Mapping[str, Any]:
@@ -67,7 +81,33 @@ class Bisection:
     @property
     def noun(self) -> str:
         """What the candidates are: nodes or tensors of a model, settings of a builder, or statements of a source."""
-        return "statement" if "lines" in self.model else NOUNS.get(self.fault, "node")
+        return "statement" if self.of_source else NOUNS.get(self.fault, "node")
+
+    @property
+    def of_source(self) -> bool:
+        """Whether the candidates are statements of a kernel, which have no sensitivities and lie on no graph."""
+        return "lines" in self.model
+
+    @property
+    def hands_over(self) -> str:
+        """What the file is that the search wrote in the end."""
+        name = self.text("model_out")
+        if ".culprit-" in name:
+            return "The culprit alone"
+        if self.of_source:
+            return "Smallest source that fails" if ".reduced." in name else "Repaired source"
+        return "Repaired model"
+
+    @property
+    def measured(self) -> bool:
+        """Whether any candidate's sensitivity is known."""
+        return any(candidate.sensitivity is not None for candidate in self.candidates)
+
+    @property
+    def listing(self) -> list[SourceLine]:
+        """The source that was written in the end, around the culprits."""
+        guilty = {int(found[1]) for row in self.culprits if (found := AT_LINE.match(row.node))}
+        return list(_around(self.repaired, guilty))
 
     @property
     def tolerance(self) -> float | None:
@@ -143,9 +183,31 @@ def read(session: Session) -> Bisection:
     candidates = [replace(c, culprit=c.culprit or c.key in names or not names.isdisjoint(c.nodes)) for c in candidates]
     edges = [schema.read_edge(row, len(candidates)) for row in _rows(listed.get("edges"))]
     steps = list(_steps(session, gaps))
-    return Bisection(
+    made = Bisection(
         manifest, result, tuple(candidates), tuple(e for e in edges if e), tuple(steps), tuple(gaps), _trials(session)
     )
+    return replace(made, repaired=_repaired(session, made)) if made.of_source else made
+
+
+def _repaired(session: Session, run: Bisection) -> tuple[str, ...]:
+    """The source that the search wrote into its folder; none where there is none, or it was moved."""
+    try:
+        text = (session.folder / Path(run.text("model_out")).name).read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return ()
+    return tuple(text.splitlines())
+
+
+def _around(lines: Sequence[str], guilty: Set[int]) -> Iterator[SourceLine]:
+    near = [n for n in range(1, len(lines) + 1) if any(abs(n - at) <= AROUND for at in guilty)][:MOST_LINES]
+    before = 0
+    for number in near:
+        if number != before + 1:
+            yield SourceLine(0)
+        yield SourceLine(number, lines[number - 1], number in guilty)
+        before = number
+    if near and before < len(lines):
+        yield SourceLine(0)
 
 
 def _read(session: Session, name: str, loss: str, gaps: list[str]) -> dict[str, Any] | None:

@@ -57,6 +57,10 @@ def test_the_statements_that_a_finding_needs(entry, lines, capsys) -> None:
     repaired = Path("run") / result["model_out"]
     assert cuda_source.read(repaired).faults == ()
     assert f"{len(lines)} of" in capsys.readouterr().out
+    page = Path("run/report.html").read_text(encoding="utf-8")
+    assert page.count('<tr class="guilty">') == len(lines)
+    assert "Repaired source" in page
+    assert "Culprits on the graph" not in page
     again, clean = bisect(repaired, *launched("--entry", entry), out="again")
     assert (again, clean["status"]) == (0, "nothing_to_find")
 
