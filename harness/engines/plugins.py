@@ -172,6 +172,8 @@ def _classes(trt: ModuleType) -> tuple[type[Any], type[Any]]:
             known = dtypes_of(trt)
             return [types[name] for name in self.operation.output_dtypes([known.get(t, "other") for t in input_types])]
 
+        get_output_datatypes = get_output_data_types  # as TensorRT 10.0 calls it
+
         def get_output_shapes(self, inputs: Sequence[Any], shape_inputs: Sequence[Any], builder: Any) -> list[Any]:
             extents = [[dims[axis] for axis in range(len(dims))] for dims in inputs]
             shapes = self.operation.output_shapes(extents, _Expressions(trt, builder))

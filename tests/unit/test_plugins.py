@@ -379,6 +379,7 @@ def test_formats_go_through_tensorrts_descriptions(trt):
 def test_output_types_and_shapes_are_tensorrts(trt, monkeypatch):
     _, plugin = plugin_of(trt, ("CustomEmbLayerNormPluginDynamic", "4"))
     assert plugin.get_output_data_types([trt.int32] * 4) == [trt.float16, trt.int32]
+    assert plugin.get_output_datatypes([trt.int32] * 4) == [trt.float16, trt.int32]  # TensorRT 10.0's name for it
     monkeypatch.setattr(trt, "DimsExprs", list)  # its elements come from a builder alone
     asked = []
     builder = SimpleNamespace(

@@ -55,7 +55,7 @@ GUARDED = {
     "INetworkDefinition.add_fully_connected", "INetworkDefinition.add_plugin_v2", "INetworkDefinition.add_plugin_v3",
     "IPluginRegistry.get_plugin_creator", "IPluginRegistry.get_creator",
     "IOutputAllocator.reallocate_output_async",  # ours, for those that call it
-    "IPluginV3OneBuild.get_output_data_types",  # 10.0 alone has another name for it
+    "IPluginV3OneBuild.get_output_data_types",  # 10.0 alone has another name for it, which ours has too
 }  # fmt: skip
 
 
