@@ -7,7 +7,19 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from harness.record import Outcome, number
+from harness.errors import ArtifactMissing, ParseError
+from harness.record import Outcome, Session, number
+
+
+def read_document(session: Session, name: str, loss: str, gaps: list[str]) -> dict[str, Any] | None:
+    """A JSON file of a session; where it cannot be had, None, and `gaps` says so and what is lost by it."""
+    try:
+        return session.read_json(name)
+    except ArtifactMissing:
+        gaps.append(f"{name} is missing: {loss}.")
+    except ParseError as error:
+        gaps.append(f"{name} cannot be read ({error.field}: expected {error.expected}, got {error.got}): {loss}.")
+    return None
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from typing import Any
 
 import plotly.graph_objects as go
 
-from harness.errors import ArtifactMissing, ParseError
+from harness.errors import ParseError
 from harness.record import Outcome, Session
 from reports import schema, units
 from reports.figures import bisection as figures
@@ -176,8 +176,10 @@ def read(session: Session) -> Bisection:
     """Read what lies in the folder. Raises ArtifactMissing or ParseError only for the manifest; the rest becomes gaps."""
     gaps: list[str] = []
     manifest = session.read_json("manifest.json")
-    result = _read(session, "result.json", "the search did not come to its end", gaps)
-    listed = _read(session, "candidates.json", "the graph and the sensitivities cannot be drawn", gaps) or {}
+    result = schema.read_document(session, "result.json", "the search did not come to its end", gaps)
+    listed = (
+        schema.read_document(session, "candidates.json", "the graph and the sensitivities cannot be drawn", gaps) or {}
+    )
     candidates = [schema.read_candidate(row) for row in _rows(listed.get("candidates"))]
     names = set(schema.texts((result or {}).get("culprits")))
     candidates = [replace(c, culprit=c.culprit or c.key in names or not names.isdisjoint(c.nodes)) for c in candidates]
@@ -208,16 +210,6 @@ def _around(lines: Sequence[str], guilty: Set[int]) -> Iterator[SourceLine]:
         before = number
     if near and before < len(lines):
         yield SourceLine(0)
-
-
-def _read(session: Session, name: str, loss: str, gaps: list[str]) -> dict[str, Any] | None:
-    try:
-        return session.read_json(name)
-    except ArtifactMissing:
-        gaps.append(f"{name} is missing: {loss}.")
-    except ParseError as error:
-        gaps.append(f"{name} cannot be read ({error.field}: expected {error.expected}, got {error.got}): {loss}.")
-    return None
 
 
 def _steps(session: Session, gaps: list[str]) -> Iterator[Step]:

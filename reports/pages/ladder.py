@@ -10,7 +10,6 @@ from typing import Any
 
 import plotly.graph_objects as go
 
-from harness.errors import ArtifactMissing, ParseError
 from harness.record import Session
 from harness.record import number as finite
 from reports import schema, units
@@ -366,12 +365,8 @@ class View:
 
 def read(session: Session) -> View:
     """Read a session; what is missing is said in `gaps`."""
-    gaps = []
-    try:
-        result: Mapping[str, Any] = session.read_json("result.json")
-    except (ArtifactMissing, ParseError) as error:
-        result = {}
-        gaps.append(str(error))
+    gaps: list[str] = []
+    result = schema.read_document(session, "result.json", "the run did not come to its end", gaps) or {}
     return View(session.read_json("manifest.json"), result, tuple(session.steps()), tuple(gaps))
 
 

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-from harness.errors import ArtifactMissing, ParseError
 from harness.record import Session
 from reports import schema, units
 from reports.pages.tiles import Tile
@@ -147,12 +146,8 @@ class View:
 
 def read(session: Session) -> View:
     """Read a session; what is missing is said in `gaps`."""
-    gaps = []
-    try:
-        result: Mapping[str, Any] = session.read_json("result.json")
-    except (ArtifactMissing, ParseError) as error:
-        result = {}
-        gaps.append(str(error))
+    gaps: list[str] = []
+    result = schema.read_document(session, "result.json", "the run did not come to its end", gaps) or {}
     try:
         text = (session.raw / "source.cu").read_text(encoding="utf-8", errors="replace")
     except OSError:

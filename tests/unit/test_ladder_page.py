@@ -147,7 +147,7 @@ def test_an_interrupted_run_shows_the_steps_that_were_taken(tmp_path):
     view = ladder.read(session)
     assert [row.rung for row in view.rows] == ["fp32", "tf32", "fp16"]
     assert view.status == "interrupted"
-    assert "result.json does not exist" in page.render(session)
+    assert "result.json is missing: the run did not come to its end" in page.render(session)
 
 
 def test_names_of_strangers_are_text(tmp_path):
