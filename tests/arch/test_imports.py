@@ -13,7 +13,8 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).resolve().parents[2]
+from places import ROOT
+
 ORDER = ("kernels", "harness", "reports", "probes")  # a package imports only those to its left
 HARNESS_FOR_REPORTS = {"harness.errors", "harness.record"}
 HEAVY = {"tensorrt", "tensorrt_rtx", "tensorrt_rtx_bindings", "cupy", "pycuda", "polygraphy", "onnxruntime", "nvtx",

@@ -2,15 +2,9 @@
 
 from __future__ import annotations
 
-import importlib
-import sys
-from pathlib import Path
-
 import pytest
 
-ROOT = Path(__file__).parent.parent.parent
-sys.path += [str(ROOT), str(ROOT / "tests" / "unit")]  # the benchmarks' browser, the synthetic sessions
-chromium = importlib.import_module("benchmarks.chromium")
+from benchmarks import chromium
 
 
 @pytest.fixture(scope="session")

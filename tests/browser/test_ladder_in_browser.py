@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import ladder_session
 import pytest
 
+import ladder_session
 from reports.pages import page
 
 pytestmark = pytest.mark.browser

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import pytest
-import trace_tables
 
+import trace_tables
 from reports.pages import profile as profile_page
 
 pytestmark = pytest.mark.browser

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import bisect_session
 import pytest
 
+import bisect_session
 from reports.pages import page
 
 pytestmark = pytest.mark.browser

@@ -14,9 +14,9 @@ import numpy as np
 import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
-from small_models import make_proto, planted_chain
 
 from probes import cli
+from small_models import make_proto, planted_chain
 
 CULPRITS = ["/layer.4/up", "/layer.4/down"]
 

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import onnx
 import pytest
-from small_models import planted_chain
 
 from probes import cli
+from small_models import planted_chain
 
 distributed = pytest.importorskip("distributed")
 pytestmark = pytest.mark.slow

@@ -12,9 +12,10 @@ import pytest
 
 from examples import long_kernel
 from harness.cuda import source as cuda_source
+from places import ROOT
 from probes import cli
 
-FAULTS = Path(__file__).parents[2] / "examples" / "gpu" / "faults.cu"
+FAULTS = ROOT / "examples" / "gpu" / "faults.cu"
 pytestmark = pytest.mark.skipif(shutil.which("g++") is None, reason="the emulation needs g++")
 
 

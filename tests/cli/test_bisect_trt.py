@@ -16,12 +16,13 @@ import numpy as np
 import onnx
 import pytest
 from onnx import TensorProto, helper
-from small_models import make_proto, planted_chain
 
+from places import FAKES, ROOT
 from probes import cli
 from probes.bisecting.engines import faults as trt_faults
+from small_models import make_proto, planted_chain
 
-FAKE, FORKED = (Path(__file__).parent.parent / "fakes" / name for name in ("trt_backend.py", "forked.py"))
+FAKE, FORKED = (FAKES / name for name in ("trt_backend.py", "forked.py"))
 RTX = any(importlib.util.find_spec(name) for name in ("tensorrt_rtx", "tensorrt_rtx_bindings"))
 needs_rtx = pytest.mark.skipif(not RTX, reason="TensorRT-RTX is not installed: pip install 'probe-trt[trt-rtx]'")
 CULPRITS = ["/layer.4/up", "/layer.4/down"]
@@ -201,7 +202,7 @@ def test_a_search_that_was_killed_goes_on_and_builds_nothing_twice(backend, work
     code = f"import sys; from probes import cli; from probes.bisecting.engines import faults; faults.WORKER = {worker!r};" \
            " sys.exit(cli.run(sys.argv[1:]))"  # fmt: skip
     argv = [sys.executable, "-c", code, "bisect", "chain.onnx", "--backend", "trt", "--out", "run"]
-    running = subprocess.Popen(argv, env={**os.environ, "PYTHONPATH": str(FAKE.parents[2])}, start_new_session=True)
+    running = subprocess.Popen(argv, env={**os.environ, "PYTHONPATH": str(ROOT)}, start_new_session=True)
     deadline = time.monotonic() + 60
     while backend.builds < 3 and time.monotonic() < deadline:
         time.sleep(0.02)

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 
 import numpy as np
 import pytest
 
-DATA = Path(__file__).parents[1] / "data" / "kernels"
+from places import DATA
+
+RECORDED = DATA / "kernels"
 
 
 @pytest.fixture
@@ -25,7 +26,7 @@ def inputs(tmp_path):
 def test_a_sum_is_right_and_lands_in_the_npz(probe, tmp_path, inputs):
     x = np.arange(200, dtype=np.float32)
     args = inputs(x=x, y=np.zeros(2, np.float32), n=np.int32(200))
-    done = probe("kernels", "run", DATA / "reduction.cu", "--grid", 2, "--block", 128, "--shared", 512, "--args", args,
+    done = probe("kernels", "run", RECORDED / "reduction.cu", "--grid", 2, "--block", 128, "--shared", 512, "--args", args,
                  "--emulate", "--undefined", "y", "--out-npz", tmp_path / "made.npz", cwd=tmp_path)  # fmt: skip
     assert (done.returncode, done.stderr) == (0, "")
     assert "block_sum on emulation, checked for all: no findings" in done.stdout
@@ -35,7 +36,7 @@ def test_a_sum_is_right_and_lands_in_the_npz(probe, tmp_path, inputs):
 def test_a_defect_gives_exit_code_1_a_row_and_a_report(probe, tmp_path, inputs):
     args = inputs(x=np.ones(64, np.float32), y=np.zeros(64, np.float32), n=64)
     session = tmp_path / "session"
-    done = probe("kernels", "run", DATA / "faults.cu", "--entry", "read_beyond", "--grid", "2", "--block", "32",
+    done = probe("kernels", "run", RECORDED / "faults.cu", "--entry", "read_beyond", "--grid", "2", "--block", "32",
                  "--args", args, "--emulate", "--out", session, "--json", tmp_path / "result.json", cwd=tmp_path)  # fmt: skip
     assert done.returncode == 1
     assert "faults.cu:5" in done.stdout
@@ -52,7 +53,7 @@ def test_what_a_kernel_prints_is_shown(probe, tmp_path, inputs):
     done = probe(
         "kernels",
         "run",
-        DATA / "golden.cu",
+        RECORDED / "golden.cu",
         "--entry",
         "says",
         "--grid",
@@ -70,7 +71,7 @@ def test_what_a_kernel_prints_is_shown(probe, tmp_path, inputs):
 
 def test_a_template_is_instantiated_by_its_entry(probe, tmp_path, inputs):
     x = np.arange(8, dtype=np.int32)
-    done = probe("kernels", "run", DATA / "template.cu", "--entry", "reverse<int, 8>", "--block", 8, "--shared", 32, "--args",
+    done = probe("kernels", "run", RECORDED / "template.cu", "--entry", "reverse<int, 8>", "--block", 8, "--shared", 32, "--args",
                  inputs(x=x, y=x * 0), "--emulate", "--out", tmp_path / "s", cwd=tmp_path)  # fmt: skip
     assert (done.returncode, done.stderr) == (0, "")
     assert np.load(tmp_path / "s" / "arrays.npz")["y"].tolist() == x[::-1].tolist()
@@ -89,7 +90,7 @@ def test_wrong_use_is_told(probe, tmp_path, words, code, told):
     done = probe(
         "kernels",
         "run",
-        DATA / "faults.cu",
+        RECORDED / "faults.cu",
         *words,
         "--block",
         32,
@@ -115,7 +116,7 @@ def test_an_array_of_a_threads_own_is_checked_by_the_build_that_is_asked_for(pro
     words = (
         "kernels",
         "run",
-        DATA / "locals.cu",
+        RECORDED / "locals.cu",
         "--entry",
         "through_pointer",
         "--block",

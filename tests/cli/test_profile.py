@@ -15,13 +15,14 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
-from fakes.installed import DATA, TENSORRT_TRACE, Tools, replaying
-from small_models import planted_chain
 
 from harness.tools import tool as found
+from installed import TENSORRT_TRACE, Tools, replaying
+from places import DATA
 from probes import cli
 from probes.profiling import options as profile_options
 from probes.profiling import settings as profile_settings
+from small_models import planted_chain
 
 PROGRAM = (sys.executable, "-S", "-c", "pass")
 FAILING = (sys.executable, "-S", "-c", "import sys; sys.exit(3)")

@@ -12,9 +12,9 @@ import click
 import pytest
 
 from harness import errors
+from places import ROOT
 from probes import cli
 
-ROOT = Path(__file__).resolve().parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 COMMANDS = dict(re.findall(r"<!-- command: (\w+) -->\n```bash\n(.*?)\n```\n", README, re.DOTALL))
 EXPECTED = {"use": 1, "test": 0}  # the model in the first one does lose accuracy: a defect is found

@@ -5,23 +5,19 @@ from __future__ import annotations
 import gzip
 import json
 import re
-import sys
-from pathlib import Path
 
 import numpy as np
 import onnx
 import pandas as pd
 import pytest
 
-sys.path.append(str(Path(__file__).parent.parent / "unit"))  # the synthetic traces
 import recorded_encoder
 import trace_tables
-
+from places import DATA
 from probes import cli, comparing, reporting
 from reports.collect import Collection
 from reports.columns import validate
 
-DATA = Path(__file__).resolve().parents[1] / "data"
 LOG = DATA / "trtexec" / "h100_trt86_shape_8x128.log"
 
 

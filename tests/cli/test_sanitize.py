@@ -13,13 +13,14 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
-from fakes.installed import DATA, TENSORRT_TRACE, Tools, replaying
-from small_models import planted_chain
 
 from harness.tools import sanitizer
 from harness.tools import tool as found
+from installed import TENSORRT_TRACE, Tools, replaying
+from places import DATA
 from probes import cli
 from probes.sanitizing import options as sanitize_options
+from small_models import planted_chain
 
 PROGRAM = (sys.executable, "-S", "-c", "pass")
 KERNEL = (

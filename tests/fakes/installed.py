@@ -10,8 +10,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from places import DATA
+
 PROGRAM = Path(__file__).with_name("nvidia.py")
-DATA = Path(__file__).resolve().parents[1] / "data"
 NAMES = ("nsys", "ncu", "compute-sanitizer", "trtexec", "nvidia-smi")
 TENSORRT_TRACE = DATA / "nsys" / "h100_trt86_myelin_2025.3.sqlite.gz"
 SYSTEM = ("/usr/bin", "/bin")  # sh, and whatever programs the tests run

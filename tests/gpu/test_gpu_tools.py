@@ -15,10 +15,11 @@ from harness.bert import model as bert
 from harness.record import Command
 from harness.tools import ncu, nsys, sanitizer
 from harness.tools import tool as found
+from places import DATA
 from probes import cli
 
 pytestmark = [pytest.mark.gpu, pytest.mark.usefixtures("device")]
-BUGS = Path(__file__).parents[1] / "data" / "sanitizer" / "h100_2025.3_bugs.cu"
+BUGS = DATA / "sanitizer" / "h100_2025.3_bugs.cu"
 LATE = r"""
 #include <cstdio>
 #include <cuda_runtime.h>

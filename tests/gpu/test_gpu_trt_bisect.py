@@ -10,7 +10,6 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
-from small_models import make_proto, planted_chain
 
 from benchmarks.trt_bisect import plant_products
 from harness import engine
@@ -23,6 +22,7 @@ from harness.models import model as models
 from harness.optional import load
 from probes import cli
 from probes.bisecting.engines.trial import Bench, Trial
+from small_models import make_proto, planted_chain
 
 pytestmark = [
     pytest.mark.gpu,
