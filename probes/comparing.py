@@ -11,10 +11,11 @@ from typing import Any
 import pandas as pd
 
 from harness.errors import EXIT_CLEAN, EXIT_DEFECT, EXIT_UNDECIDED, ProbeError, UsageError
+from probes.reading import read
 from probes.reporting import plain
 from probes.screen import Shown, table
 from reports import units
-from reports.collect import Collection, collect
+from reports.collect import Collection
 from reports.pages import diff as diff_page
 from reports.tables import comparison
 from reports.tables.repetitions import LEVELS, gather
@@ -60,7 +61,7 @@ def diff(before: str, after: str, threshold: float, html: Path | None = None, te
     """Compare two sides; each is a file, a session, a folder of sessions, or several of these with commas between."""
     if html is not None and not html.parent.is_dir():
         raise UsageError(f"the folder {html.parent} does not exist")
-    sides = [[collect([path], tell) for path in sessions(text)] for text in (before, after)]
+    sides = [[read([path], tell) for path in sessions(text)] for text in (before, after)]
     tell("comparing")
     levels = [gather([collection.artifacts for collection in side]) for side in sides]
     options = comparison.Options(threshold=threshold)

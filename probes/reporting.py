@@ -6,7 +6,6 @@ import importlib.util
 import json
 import math
 import re
-import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,10 +16,10 @@ import pandas as pd
 
 from harness.errors import UsageError
 from harness.record import Session
-from harness.tools import nsys
+from probes.reading import read
 from reports import perfetto, units
 from reports.artifact import Artifact
-from reports.collect import Collection, collect
+from reports.collect import Collection
 from reports.pages import page
 from reports.pages import profile as profile_page
 from reports.tables import origins
@@ -52,8 +51,7 @@ def report(wanted: Wanted, tell: Tell = lambda _: None, *, only_json: bool = Fal
     _check(wanted)
     if (session := _bisection(wanted.paths)) is not None and wanted.tables is wanted.perfetto is None and not only_json:
         return _bisect_page(session, wanted.html, tell)
-    with tempfile.TemporaryDirectory(prefix="probe-") as scratch:
-        collection = collect([_readable(path, Path(scratch), tell) for path in wanted.paths], tell)
+    collection = read(wanted.paths, tell)
     lines = [line for artifact in collection.artifacts for line in describe(artifact)]
     lines += collection.left_out
     html = wanted.html
@@ -69,22 +67,6 @@ def report(wanted: Wanted, tell: Tell = lambda _: None, *, only_json: bool = Fal
         tell("writing the trace")
         lines.append(_trace(collection.artifacts, wanted.perfetto))
     return Reported(document(collection), tuple(lines))
-
-
-def _readable(path: Path, scratch: Path, tell: Tell) -> Path:
-    """A report of Nsight Systems is exported to SQLite by the nsys on PATH first, of a model its graph is taken; all else
-    is read as it is."""
-    if path.suffix == ".onnx" and path.is_file():
-        from harness.models import graph, model
-
-        tell(f"reading {path.name}")
-        made = scratch / f"{path.name}.graph.json"
-        made.write_text(json.dumps(graph.document(model.load(path))), encoding="utf-8")
-        return made
-    if path.suffix not in nsys.REPORTS or not path.is_file():
-        return path
-    tell(f"exporting {path.name}")
-    return nsys.export(path, scratch)
 
 
 def document(collection: Collection) -> dict[str, Any]:

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import pandas as pd
+
 from harness.errors import ArtifactMissing, ParseError, ProbeError, UsageError
 from harness.record import Session
 from reports.artifact import Artifact
+from reports.columns import validate
 from reports.readers import detect, trtexec_join
 from reports.tables import origins, ties, twins
 
@@ -24,6 +29,25 @@ class Collection:
     manifests: tuple[dict[str, Any], ...] = ()
     left_out: tuple[str, ...] = ()
     results: tuple[dict[str, Any], ...] = ()
+
+    def rows(self) -> dict[str, int]:
+        """How many rows each table has, over all artifacts."""
+        found: Counter[str] = Counter()
+        for artifact in self.artifacts:
+            found.update(artifact.rows())
+        return dict(found)
+
+    def table(self, name: str) -> pd.DataFrame:
+        """A table over all artifacts, its columns as in `reports.columns`; `source`, the first, says from which file.
+
+        Ids such as `range_id` count within a source: join by both. Raises UsageError where no artifact has the table.
+        """
+        found = [artifact for artifact in self.artifacts if name in artifact.tables]
+        if not found:
+            raise UsageError(f"there is no table {name!r} here: expected one of {', '.join(self.rows()) or 'none at all'}")
+        sources = np.repeat([str(artifact.path) for artifact in found], [len(one.tables[name]) for one in found])
+        frame = found[0].tables[name] if len(found) == 1 else _joined(name, [one.tables[name] for one in found])
+        return pd.concat([pd.Series(pd.Categorical(sources), name="source"), frame], axis=1)
 
 
 def collect(paths: Sequence[Path], tell: Tell = lambda _: None) -> Collection:
@@ -50,6 +74,11 @@ def collect(paths: Sequence[Path], tell: Tell = lambda _: None) -> Collection:
             results += _result(session, left_out)
     read = trtexec_join.combine(origins.combine(artifacts))
     return Collection(tuple(read), tuple(manifests), tuple(left_out), tuple(results))
+
+
+def _joined(name: str, tables: Sequence[pd.DataFrame]) -> pd.DataFrame:
+    """One below the other; texts of different files become one set of categories again."""
+    return validate(name, pd.concat(tables, ignore_index=True))
 
 
 def _result(session: Session, left_out: list[str]) -> list[dict[str, Any]]:

@@ -152,7 +152,7 @@ def test_what_cannot_be_done_is_said_with_exit_code_2(arguments, said, tmp_path,
 def sides(monkeypatch, tmp_path):
     """Make paths that are read as the given artifacts."""
     held = {}
-    monkeypatch.setattr(comparing, "collect", lambda paths, tell: Collection(tuple(held[path] for path in paths)))
+    monkeypatch.setattr(comparing, "read", lambda paths, tell: Collection(tuple(held[path] for path in paths)))
 
     def make(name, tables, **more):
         path = tmp_path / name
