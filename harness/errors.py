@@ -92,7 +92,7 @@ class LaunchFailed(ProbeError):
     """A CUDA call returned an error: says which call, where, and the status."""
 
     def __init__(self, call: str, file: str, line: int, status: str) -> None:
-        super().__init__(f"{file}:{line}: {call} returned {status}")
+        super().__init__(f"{f'{file}:{line}: ' if line else ''}{call} returned {status}")  # line 0: none that says more
         self.call, self.file, self.line, self.status = call, file, line, status
 
 

@@ -240,5 +240,5 @@ def normalise(message: str, names: Collection[str] = ()) -> str:
 
 
 def _parser_signature(error: ParserError, names: Collection[str]) -> str:
-    said = normalise(error.desc, {*names, error.node})
+    said = "" if error.desc == "false" else normalise(error.desc, {*names, error.node})  # an operator without importer
     return " ".join(part for part in ("parse:", error.code, error.op, error.func, said) if part)

@@ -149,7 +149,10 @@ def _quantise(source: Path | onnx.ModelProto, options: BuildOptions, folder: Pat
         def get_next(self) -> dict[str, np.ndarray] | None:
             return next(self._left, None)
 
-    extra = {"ActivationSymmetric": True, "WeightSymmetric": True, "QuantizeBias": False, "MatMulConstBOnly": True}
+    # Only what a product reads is rounded: rounding what it writes as well (a sum before bias and activation) costs
+    # accuracy (MiniLM: 32 % of error, 55 % with it), and TensorRT does not need it.
+    extra = {"ActivationSymmetric": True, "WeightSymmetric": True, "QuantizeBias": False, "MatMulConstBOnly": True,
+             "OpTypesToExcludeOutputQuantization": list(QUANTISED)}  # fmt: skip
     try:
         with _quiet():
             quantisation.quantize_static(

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from harness.record import Command, ToolRun
 from harness.tools import tool as tools
+from harness.tools.nvtx_range import NvtxRange
 from harness.tools.tool import Recorded, Symptom, Tell, Tool, Wanted
 
 STEM = "ncu"
@@ -34,24 +35,29 @@ SYMPTOMS = (
     ),
     Symptom(r"(?:Failed to find|No) section (?P<section>\S+)|Section '(?P<name>\S+)' not found",
             "it has no section {section}{name}", "--metrics basic; probe doctor shows its version"),
-    Symptom(r"LibraryNotLoaded|profiler: LibraryNotLoaded", "it and the driver do not fit each other",
+    Symptom(r"LibraryNotLoaded|[Dd]river is not compatible with Nsight Compute", "it and the driver do not fit each other",
             "an ncu no newer than the driver: probe doctor shows both"),
-    Symptom(r"requires.{0,40}compute capability|[Nn]ot supported on (?:this|the) (?:device|chip)|DeviceNotSupported",
-            "it does not support this GPU", "probe doctor shows its version"),
-    Symptom(r"another (?:profiler|tool) is|ERR_NVGPUCTRPERM_BUSY|ProfilerInUse|resource[s]? (?:are )?(?:busy|in use)",
-            "another program uses the GPU's counters", "end it (another ncu, nsys with GPU metrics, DCGM), then again"),
-    Symptom(r"fixed frequencies|[Ff]ailed to lock clocks|[Uu]nable to lock",
+    Symptom(r"requires.{0,40}compute capability|[Nn]ot supported on (?:this |the )?(?:device|chip)|DeviceNotSupported",
+            "it does not support this GPU", "ncu --list-chips; probe doctor shows its version"),
+    Symptom(r"driver resource was unavailable|another (?:profiler|tool) is|ERR_NVGPUCTRPERM_BUSY|ProfilerInUse|resource[s]? (?:are )?(?:busy|in use)",
+            "another program uses the GPU's counters (DCGM, another ncu, nsys with GPU metrics)",
+            "sudo dcgmi profile --pause, then again, then sudo dcgmi profile --resume"),
+    Symptom(r"nsight-compute-lock", "its lock file in /tmp belongs to another user", tools.OWN_TMP),
+    Symptom(r"fixed frequencies|[Ff]ailed to lock clocks|[Uu]nable to lock|[Cc]annot lock GPU clock",
             "it may not lock the clocks", "--clock-control none"),
+    Symptom(r"\A(?![\s\S]*ERR_NVGPUCTRPERM)[\s\S]*Failed to prepare kernel for profiling",
+            "it cannot read the counters of this GPU, as when it is older than the GPU or the driver",
+            "a newer ncu: probe doctor shows both versions; in a container --cap-add=SYS_ADMIN"),
 )  # fmt: skip
 
 
 @dataclass(frozen=True)
 class Options:
-    """Which launches, and what of them. `kernel` is a regular expression; `range` is DOMAIN@RANGE, as the program pushes it."""
+    """Which launches, and what of them. `kernel` is a regular expression."""
 
     metrics: str = "basic"  # one of SETS
     kernel: str | None = None
-    range: str | None = None
+    range: NvtxRange | None = None
     launch_skip: int = 0
     launch_count: int | None = None
     clock_control: str = "none"  # as found; "base" locks the clocks, which makes runs comparable and slower
@@ -67,7 +73,7 @@ def command(tool: Tool, options: Options, target: Command, report: Path) -> Comm
     words = ["--target-processes", "all", "--nvtx", "--replay-mode", options.replay_mode,
              "--clock-control", options.clock_control, *_metrics(options.metrics)]  # fmt: skip
     if options.range is not None:
-        words += ["--nvtx-include", f"{options.range}/"]  # the slash: a range that is pushed and popped
+        words += [word for one in options.range.for_filters for word in ("--nvtx-include", one)]
     if options.kernel is not None:
         words += ["--kernel-name", f"regex:{options.kernel}"]
     if options.launch_skip:

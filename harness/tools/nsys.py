@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 import sqlite3
 from contextlib import closing
@@ -12,6 +13,7 @@ from harness import process
 from harness.errors import ArtifactMissing, ToolFailed, ToolMissing, ToolTimeout
 from harness.record import Command, ToolRun
 from harness.tools import tool as tools
+from harness.tools.nvtx_range import ANY, NvtxRange
 from harness.tools.tool import Recorded, Symptom, Tell, Tool, Wanted
 
 REPORTS = (".nsys-rep", ".qdrep")
@@ -33,22 +35,34 @@ OVERHEAD = (
     " kernel durations hold, gaps and latencies under it are longer than without"
 )
 SYMPTOMS = (
-    Symptom(r"[Uu]nrecognized (?:trace )?(?:value|argument|event)[^\n]*", "it does not know one of the traces", "--trace cuda,nvtx"),
+    Symptom(r"Illegal --trace argument '(?P<trace>[^'\n]*)|[Uu]nrecognized (?:trace )?(?:value|argument|event)[^\n]*",
+            "it does not know one of the traces {trace}", "nsys profile --help lists them; --trace cuda,nvtx"),
+    Symptom(r"Failed to create directory \"(?P<folder>[^\"\n]*)\": (?P<why>[^\n]*)",
+            "it cannot write to {folder} ({why}), where another user's files may lie", tools.OWN_TMP),
+    Symptom(r"importer binary and its dependencies were not found",
+            "it was installed without what makes a report of a recording (as in the packages of Debian and Ubuntu)",
+            "apt-get install cuda-nsight-systems-13-0 from NVIDIA's repository; or open the .qdstrm with nsys-ui"),
+    Symptom(r"Wrong event order", "its importer stumbles over what it recorded, a fault of this version", "a newer nsys; or --trace cuda,nvtx"),
     Symptom(r"Importer error|QdstrmImporter|importation? (?:failed|error)",
-            "its importer could not make a report of what it recorded", "apt-get install libdw1 libelf1"),
+            "its importer could not make a report of what it recorded",
+            "apt-get install libdw1 libelf1; a newer nsys; or open the .qdstrm with nsys-ui"),
     Symptom(r"Failed to connect to the agent|[Aa]gent (?:launcher|process) failed|Timeout reached",
             "its agent did not start", "nsys status --environment"),
 )  # fmt: skip
 
 
+LET_SAMPLE = "sudo sysctl kernel.perf_event_paranoid=2; nsys status --environment tells more"
+NO_SAMPLES = re.compile(r"CPU (?:IP/backtrace sampling|context switch tracing) not supported")
+
+
 @dataclass(frozen=True)
 class Options:
-    """What to record. `capture` is a range as RANGE@DOMAIN: only the first of it is recorded; None: all."""
+    """What to record. Of `capture` only the first range is recorded; None: all."""
 
     trace: tuple[str, ...] = TRACES
     cpu: bool = False  # sample the program's threads, and trace when they run
     graph_nodes: bool = True  # each kernel of a CUDA graph, not the graph as a whole
-    capture: str | None = None
+    capture: NvtxRange | None = None
     kernels: bool = True  # a timeline without any is no use
     timeout_s: float | None = None
 
@@ -66,7 +80,7 @@ def command(tool: Tool, options: Options, target: Command, report: Path) -> Comm
         words.append("--cuda-graph-trace=node")
     if options.capture is not None:
         # Ranges of the nvtx package are registered strings only where it caches them: let any string match.
-        words += ["--capture-range=nvtx", f"--nvtx-capture={options.capture}",
+        words += ["--capture-range=nvtx", f"--nvtx-capture={options.capture.for_nsys}",
                   "--env-var=NSYS_NVTX_PROFILER_REGISTER_ONLY=0", _range_end(tool)]  # fmt: skip
     output = str(report.absolute()).replace("%", "%%")  # nsys fills in %h, %p, %q{NAME}
     words += ["--export=sqlite", "--force-overwrite=true", f"--output={output}"]
@@ -93,10 +107,9 @@ def run(options: Options, target: Command, folder: Path, tell: Tell, *, stem: st
     launched = launches(sqlite)
     if launched is None:
         raise tools.empty(tool, f"{sqlite.name} is no SQLite file", "nsys export --type sqlite on the .nsys-rep", text)
-    notes = _notes(ran, launched)
-    if not launched and options.kernels and options.capture is not None and (lost := unfinished(sqlite)):
-        raise tools.empty(tool, f"none of the {lost} kernels that the range {options.capture} launched ended before it"
-                          " closed: what runs on is not recorded", SYNCHRONISE, text)  # fmt: skip
+    notes = _notes(ran, launched, text, options)
+    if not launched and options.kernels and (lost := unfinished(sqlite)):
+        raise _lost(tool, lost, options.capture, text)
     if not launched and options.kernels and not (options.cpu or "osrt" in options.trace):
         raise tools.empty(tool, "no kernel ran while it recorded", "is the program on a GPU? --cpu or --osrt to record its"
                           " threads all the same", text)  # fmt: skip
@@ -114,18 +127,36 @@ def _sqlite(tool: Tool, ran: ToolRun, options: Options, report: Path, text: str,
             tell(f"exporting {written.name}")
             return export(written, report.parent, tool)
     if report.with_name(f"{report.name}.qdstrm").is_file():
-        raise ToolFailed(f"nsys wrote {report.name}.qdstrm and could not make a report of it", ran,
-                         hint="apt-get install libdw1 libelf1; or open the .qdstrm with nsys-ui")  # fmt: skip
+        why, hint = tools.diagnose(text, SYMPTOMS) or ("", "a newer nsys; or open the .qdstrm with nsys-ui")
+        raise ToolFailed(f"nsys wrote {report.name}.qdstrm and could not make a report of it{why and f': {why}'}", ran,
+                         hint=hint)  # fmt: skip
     if ran.ok and options.capture is not None:
         raise tools.empty(tool, f"the range {options.capture} was never entered: nothing was recorded",
-                          "--range NAME@DOMAIN as the program spells it", text)  # fmt: skip
+                          _never_entered(options.capture), text)  # fmt: skip
     if ran.ok:
         raise tools.empty(tool, f"wrote no {sqlite.name}", "probe doctor shows the version of nsys", text)
     raise tools.failure(tool, ran, text, SYMPTOMS)
 
 
-def _notes(ran: ToolRun, launched: int) -> tuple[str, ...]:
+def _lost(tool: Tool, launches: int, capture: NvtxRange | None, text: str) -> ArtifactMissing:
+    """The error for calls that launched kernels of which none was recorded."""
+    if capture is None:
+        return tools.empty(tool, f"saw {launches} launches and not one of their kernels: it does not fit the driver, or all"
+                           " of them failed", "a newer nsys: probe doctor shows both; or probe sanitize", text)  # fmt: skip
+    return tools.empty(tool, f"none of the {launches} kernels that the range {capture} launched ended before it closed:"
+                       " what runs on is not recorded", SYNCHRONISE, text)  # fmt: skip
+
+
+def _never_entered(capture: NvtxRange) -> str:
+    if capture.domain is None:
+        return f"--range '{capture}@{ANY}', in whatever domain it is; without one, the default domain is meant"
+    return "without --range all is recorded, and the page names the program's ranges and their domains"
+
+
+def _notes(ran: ToolRun, launched: int, text: str, options: Options) -> tuple[str, ...]:
     notes = [OVERHEAD]
+    if options.cpu and NO_SAMPLES.search(text):
+        notes.append(f"the system does not let nsys sample threads: {LET_SAMPLE}")
     if not launched:
         notes.append("nsys saw no kernel")
     if not ran.ok:

@@ -6,8 +6,10 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
+from harness.errors import UsageError
 from harness.record import Command, ToolRun
 from harness.tools import tool as tools
+from harness.tools.nvtx_range import NvtxRange
 from harness.tools.tool import Recorded, Symptom, Tell, Tool, Wanted
 
 CHECKERS = ("memcheck", "racecheck", "initcheck", "synccheck")
@@ -19,13 +21,16 @@ WANTED = Wanted(
 )  # fmt: skip
 NO_CUDA = re.compile(r"terminated before first instrumented API call|No attachable process found|does not use CUDA")
 PROGRAM_FAILED = re.compile(r"Target application returned an error|process didn't terminate successfully")
+UNTRACKED = re.compile(r"didn't track the launch")
 SUMMARY = re.compile(r"={9} +(?:\w+ )?SUMMARY: \d")
+NOT_HERE = Symptom(r"Device not supported|device is not supported|Unsupported (?:GPU|device)|Failed to initialize WDDM debugger",
+                   "it does not support this GPU, or not on this system", "probe doctor shows its version")  # fmt: skip
 SYMPTOMS = (
-    Symptom(r"Device not supported|device is not supported|Unsupported (?:GPU|device)", "it does not support this GPU",
-            "probe doctor shows its version"),
+    NOT_HERE,
+    Symptom(r"Unable to find injection library|injection library.{0,40}not found",
+            "its own libraries are not beside it, as with the packages of Debian and Ubuntu",
+            "export PATH=/usr/local/cuda/bin:$PATH, where NVIDIA's own is; else apt-get install cuda-sanitizer-13-0"),
     Symptom(r"Internal Sanitizer Error|Internal error", "it failed in itself", "a newer compute-sanitizer"),
-    Symptom(r"Unable to find injection library|injection library.{0,40}not found", "its own libraries are not beside it",
-            "apt-get install cuda-sanitizer-13-0"),
 )  # fmt: skip
 
 
@@ -38,7 +43,7 @@ class Options:
     kernels: tuple[str, ...] = ()  # parts of mangled names; none: all kernels
     launch_skip: int = 0
     launch_count: int = 0  # 0: all
-    range: str | None = None  # DOMAIN@RANGE; only where the tool can
+    range: NvtxRange | None = None
     print_limit: int = 100  # records; the summary counts on
     timeout_s: float | None = None
 
@@ -50,17 +55,21 @@ def command(tool: Tool, options: Options, target: Command, xml: Path) -> Command
     """
     words = ["--tool", options.checker, "--target-processes", "all", "--error-exitcode", str(FOUND_CODE),
              "--print-limit", str(options.print_limit)]  # fmt: skip
+    if tool.has("--launch-timeout"):  # else it looks no more after a minute without a CUDA call, however slow the start
+        words += ["--launch-timeout", "0"]
     if options.leaks and options.checker == "memcheck":
         words += ["--leak-check", "full"]
-    if options.checker == "memcheck" and "--ignore-getprocaddress-notfound" in tool.options:
-        words.append("--ignore-getprocaddress-notfound")  # libraries ask the driver for what it may not have
+    if options.checker == "memcheck":  # 2026.1 and newer would list what libraries try in vain, too
+        words += ["--report-api-errors", "explicit"]
+        if tool.has("--ignore-getprocaddress-notfound"):
+            words.append("--ignore-getprocaddress-notfound")  # libraries ask the driver for what it may not have
     words += [word for part in options.kernels for word in (kernel_option(tool), f"kns={part}")]
     if options.launch_skip:
         words += ["--launch-skip", str(options.launch_skip)]
     if options.launch_count:
         words += ["--launch-count", str(options.launch_count)]
-    if options.range is not None and takes_ranges(tool):
-        words += ["--nvtx-include", f"{options.range}/"]
+    if options.range is not None:
+        words += [word for one in options.range.for_filters for word in ("--nvtx-include", one)]
     words += ["--xml"] if not tool.version or tool.version >= BARE_XML else ["--xml", "yes"]
     words += ["--save", str(xml.absolute())]
     return tools.program_command(words, tool, target, options.timeout_s)
@@ -69,12 +78,15 @@ def command(tool: Tool, options: Options, target: Command, xml: Path) -> Command
 def kernel_option(tool: Tool) -> str:
     """What the filter by kernel is called: it was renamed twice."""
     names = ("--kernel-name", "--kernel-regex", "--filter")
-    return next((name for name in names if name in tool.options), names[0])
+    return next((name for name in names if tool.has(name)), names[0])
 
 
-def takes_ranges(tool: Tool) -> bool:
-    """Whether it can be told to look at the launches of an NVTX range alone (2026.4 and newer)."""
-    return "--nvtx-include" in tool.options
+def check_ranges(tool: Tool) -> None:
+    """Raise UsageError if it cannot be told to look at the launches of an NVTX range alone."""
+    if not tool.has("--nvtx-include"):
+        raise UsageError(
+            f"--range needs compute-sanitizer 2026.4 or newer, and {tool.version_text} is here", hint="--kernel PART"
+        )
 
 
 def counts_launches(tool: Tool) -> bool:
@@ -99,8 +111,10 @@ def run(options: Options, target: Command, folder: Path, tell: Tell, *, stem: st
     if NO_CUDA.search(text) and not finished:
         raise tools.empty(tool, f"the program {_ended(ran)} without a CUDA call: nothing was checked",
                           "is the program on a GPU? run it alone first", text)  # fmt: skip
+    if re.search(NOT_HERE.words, text):  # which it counts as errors of the program
+        raise tools.failure(tool, ran, text, SYMPTOMS)
     if not (there or finished):
-        if ran.ok:
+        if ran.ok and tools.diagnose(text, SYMPTOMS) is None:
             raise tools.empty(tool, f"wrote neither records nor a summary{_version(tool)}", "probe doctor", text)
         raise tools.failure(tool, ran, text, SYMPTOMS)
     artifacts = (xml,) if there else (ran.stdout,)
@@ -114,6 +128,12 @@ def program_code(ran: ToolRun, text: str) -> int | None:
     if ran.returncode == FOUND_CODE and not PROGRAM_FAILED.search(text):
         return 0
     return ran.returncode
+
+
+def untracked(ran: ToolRun) -> int:
+    """How many launches it says that it could not check, for want of memory as a rule."""
+    with ran.stdout.open(encoding="utf-8", errors="replace") as lines:
+        return sum(UNTRACKED.search(line) is not None for line in lines)
 
 
 def _notes(ran: ToolRun, text: str) -> tuple[str, ...]:

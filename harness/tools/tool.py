@@ -1,7 +1,7 @@
 """The programs that probe drives: where each is, its version and options, and how a run of it is told about when it fails.
 
-Which options a program has is read from its own help, never inferred from its version: both Nsight tools and
-compute-sanitizer have renamed theirs more than once.
+Which options a program has is read from its own help: both Nsight tools and compute-sanitizer have renamed theirs more
+than once. Where that says nothing, the version tells.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from pathlib import Path
 from harness import process
 from harness.errors import ArtifactMissing, ToolFailed, ToolMissing, ToolTimeout
 from harness.record import Command, ToolRun
-from harness.tools import leftovers
+from harness.tools import leftovers, versions
 
 Tell = Callable[[str], None]
 VERSION_TIMEOUT_S = 60.0  # the first start of a tool from a cold disk takes long
@@ -54,8 +54,8 @@ class Tool:
     options: frozenset[str] = frozenset()
 
     def has(self, option: str) -> bool:
-        """Whether it knows a long option; if its help says nothing, it is taken for a current version, which does."""
-        return not self.options or option in self.options
+        """Whether it knows a long option: by its help or, if that says nothing, by its version."""
+        return option in self.options if self.options else versions.has(self.name, self.version, option)
 
     @property
     def version_text(self) -> str:
@@ -87,22 +87,27 @@ COUNTERS = (
     " echo 'options nvidia NVreg_RestrictProfilingToAdminUsers=0' | sudo tee /etc/modprobe.d/nvidia-profiling.conf,"
     " then reboot"
 )
+OWN_TMP = "mkdir -p ~/tmp; TMPDIR=~/tmp probe profile ..."  # where the tools keep what is not yet a report
 DISK_FULL = Symptom(
-    r"[Nn]o space left on device|ENOSPC|disk (?:is )?full", "the disk is full", "--out FOLDER on a disk with more space"
-)
+    r"[Nn]o space left on device|ENOSPC|disk (?:is )?full", "the disk is full",
+    "--out FOLDER on a disk with more space; TMPDIR=FOLDER before it, if /tmp is what is full",
+)  # fmt: skip
 SYMPTOMS = (
     DISK_FULL,
     Symptom(r"ERR_NVGPUCTRPERM", "the driver keeps the GPU's counters for administrators (ERR_NVGPUCTRPERM)", COUNTERS),
     Symptom(
-        r"CUDA driver version is insufficient|forward compatibility was attempted|cudaErrorInsufficientDriver",
+        r"CUDA driver version is insufficient|forward compatibility was attempted|cudaErrorInsufficientDriver"
+        r"|CUDA initialization failure with error: (?:35|803)",
         "the driver is too old for this CUDA", "probe doctor",
     ),
+    Symptom(r"error while loading shared libraries: (?P<library>[^:\s]+)", "{library} is not found",
+            "export LD_LIBRARY_PATH=FOLDER with the folder that holds it"),
     Symptom(
         r"[Nn]o CUDA-capable device|cudaErrorNoDevice|CUDA_ERROR_NO_DEVICE|failed to connect to the CUDA driver"
         r"|libcuda\.so\S*: cannot open|no supported GPUs",
         "there is no GPU here that CUDA can use", "probe doctor; or --ort, which needs no GPU",
     ),
-    Symptom(r"[Oo]ut of memory|std::bad_alloc|CUDA_ERROR_OUT_OF_MEMORY", "memory ran out", "smaller shapes, or fewer iterations"),
+    Symptom(r"[Oo]ut of memory|OutOfMemory|std::bad_alloc|CUDA_ERROR_OUT_OF_MEMORY|GPU memory .{0,40}could not be allocated", "memory ran out", "smaller shapes, or fewer iterations"),
     Symptom(r"unrecognised option '?(?P<what>[^'\n]+)|unrecognized option '?(?P<which>[^'\n]+)",
             "it does not know the option {what}{which}", "probe doctor shows its version"),
 )  # fmt: skip

@@ -16,24 +16,30 @@ STEM = "trtexec"
 WANTED = Wanted(
     "trtexec", "to time an engine", "apt-get install libnvinfer-bin", floor=(8, 5), version=("--help",)
 )  # fmt: skip
-TYPED = (11,)  # from here on the precision of a network lies in the model, and the defaults of a measurement differ
 FLAGS = {"fp16": ("--fp16",), "bf16": ("--bf16",), "int8": ("--int8",), "tf32": (), "fp32": ("--noTF32",)}
 SYMPTOMS = (
     Symptom(r"does not satisfy any optimization profile|not in range of (?:the )?optimization profile|Shape.{0,60}out of (?:range|bounds)"
             r"|dimension.{0,80}(?:profile|kMIN|kMAX)",
             "the shape lies outside the opt_profile of the engine", "--min, --opt and --max that hold --shapes"),
-    Symptom(r"[Vv]ersion tag does not match|engine plan file is not compatible|incompatible.{0,30}(?:version|TensorRT)|magicTag"
-            r"|Serialization assertion.*[Vv]ersion|Platform specific tag mismatch",
+    Symptom(r"[Vv]ersion tag does not match|engine plan file is not compatible|incompatible.{0,30}(?:version|TensorRT|device)"
+            r"|magicTag|Serialization assertion.*[Vv]ersion|Platform specific tag mismatch",
             "the engine was built by another version of TensorRT, or for another GPU", "build it again here, from the model"),
     Symptom(r"[Uu]nable to find plugin: (?P<a>\w+)|[Cc]annot find plugin: (?P<b>\w+)|[Pp]lugin not found.{0,80}?(?P<c>\w+Plugin\w*)"
             r"|No importer registered for op: (?P<d>\w+)|plugin (?P<e>\w+).{0,20} not found"
-            r"|While parsing node number \d+ \[(?P<f>\w+)[\s\S]{0,4000}Plugin not found",
-            "there is no plugin or importer for {a}{b}{c}{d}{e}{f}", "--plugin LIBRARY.so that holds it"),
+            r"|While parsing node number \d+ \[(?P<f>\w+)[\s\S]{0,4000}Plugin not found"
+            r"|could not find plugin:? (?P<g>\w+) version",
+            "there is no plugin or importer for {a}{b}{c}{d}{e}{f}{g}", "--plugin LIBRARY.so that holds it"),
+    Symptom(r"[Nn]etwork has dynamic or shape inputs, but no optimization profile|profile is missing values for shape input",
+            "the model has free dimensions that no shape was given for", "--shapes NAME:1x128 for each of its inputs"),
+    Symptom(r"Target GPU SM (?P<sm>\d+) is not supported|Unsupported SM", "this TensorRT does not support the GPU",
+            "an older TensorRT: probe doctor shows both"),
     Symptom(r"[Ff]ailed to parse (?:onnx|ONNX)|ModelImporter.*ERROR|could not parse|Could not open file",
             "the model could not be parsed", "probe bisect MODEL --fault build names the node"),
     Symptom(r"Unknown option: (?P<option>\S+)", "it does not know {option}", "probe doctor shows its version"),
     Symptom(r"an illegal memory access|Cuda Runtime \(|CUDA error 700", "a kernel of the engine failed",
             "probe sanitize on the same model finds which"),
+    Symptom(r"[Cc]ould not find any implementation for node (?P<node>.{1,80}?)(?:\.?\)|$|\n)",
+            "TensorRT has no kernel for {node}, or none that fits into the memory", "probe bisect MODEL --fault build"),
     Symptom(r"[Ee]ngine could not be created|Building? (?:engine|failed)|Engine set up failed", "the engine could not be built",
             "probe bisect MODEL --fault build"),
 )  # fmt: skip
@@ -59,7 +65,6 @@ class Options:
     cuda_graph: bool = False
     spin_wait: bool = False
     transfers: bool = True  # to the GPU and back, in every iteration
-    timing_cache: Path | None = None
     timeout_s: float | None = None
 
 
@@ -90,14 +95,12 @@ def _build(tool: Tool, options: Options) -> list[str]:
     for name, shapes in (("min", options.minimum), ("opt", options.optimum), ("max", options.maximum)):
         if shapes:
             words.append(f"--{name}Shapes={_spell(shapes)}")
-    if options.timing_cache is not None:
-        words.append(f"--timingCacheFile={options.timing_cache}")
     return words
 
 
 def _precision(tool: Tool, precision: str) -> Sequence[str]:
     flags = FLAGS[precision]
-    if missing := [flag for flag in flags if not tool.has(flag) or (tool.version >= TYPED and flag != "--noTF32")]:
+    if missing := [flag for flag in flags if not tool.has(flag)]:
         raise UsageError(
             f"trtexec {tool.version_text} has no {missing[0]}: the precision of a network lies in the model there",
             hint="leave --precision out and give a model in that precision; or without --trtexec",
@@ -118,19 +121,11 @@ def _measuring(tool: Tool, options: Options) -> list[str]:
     words = []
     for on, to_turn_on, to_turn_off in wanted:
         words.append(to_turn_on if on else to_turn_off)
-    return [word for word in (*words, "--separateProfileRun") if _needed(tool, word)]
-
-
-def _needed(tool: Tool, word: str) -> bool:
-    """Whether it is in the help; without a help text, 8 to 10 know the switches against their defaults, 11 its own."""
-    if tool.options:
-        return word in tool.options
-    old = ("--useCudaGraph", "--useSpinWait", "--noDataTransfers", "--separateProfileRun")
-    return (word in old) is not (tool.version >= TYPED)
+    return [word for word in (*words, "--separateProfileRun") if tool.has(word)]
 
 
 def _plugin(tool: Tool, path: Path) -> str:
-    return f"--staticPlugins={path}" if "--staticPlugins" in tool.options else f"--plugins={path}"
+    return f"--staticPlugins={path}" if tool.has("--staticPlugins") else f"--plugins={path}"
 
 
 def _spell(shapes: Shapes) -> str:

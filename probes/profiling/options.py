@@ -11,6 +11,7 @@ from probes import options
 from probes.options import FILE, Extent, Shapes, Words, argument, option
 
 if TYPE_CHECKING:
+    from harness.tools.nvtx_range import NvtxRange
     from probes.profiling.settings import Settings
 
 # Spelt out here so that `probe --help` need not load the libraries behind them; a test holds them together.
@@ -40,7 +41,12 @@ class SweepType(click.ParamType):  # type: ignore[type-arg]  # generic since cli
 
 
 TARGET = argument("words", metavar="TARGET...", nargs=-1, type=click.UNPROCESSED)
-RANGE = option("--range", "range_", metavar="NAME[@DOMAIN]", help="Only launches inside this NVTX range.")
+RANGE = option(
+    "--range",
+    "range_",
+    metavar="NAME[@DOMAIN]",
+    help="Only launches inside this NVTX range, of the default domain without one.",
+)
 TIMEOUT = option("--timeout", type=click.FloatRange(min=0, min_open=True), default=600.0, show_default=True, metavar="SECONDS",
                  help="For each tool's run.")  # fmt: skip
 
@@ -104,6 +110,13 @@ SECTIONS = {
 }  # fmt: skip
 
 
+def nvtx_range(text: str | None) -> NvtxRange | None:
+    """What --range names. Raises UsageError if it names none."""
+    from harness.tools.nvtx_range import NvtxRange
+
+    return None if text is None else NvtxRange.parse(text)
+
+
 def to_settings(values: dict[str, Any]) -> Settings:
     """`Settings` from what click parsed (without --out and --json)."""
     from probes.profiling.settings import TOOLS, Settings
@@ -114,7 +127,7 @@ def to_settings(values: dict[str, Any]) -> Settings:
     chosen = tuple(tool for tool in TOOLS if values.pop(tool))
     for name in ("shapes", "minimum", "optimum", "maximum"):
         values[name] = tuple(pair for group in values[name] for pair in group)
-    values["range"] = values.pop("range_")
+    values["range"] = nvtx_range(values.pop("range_"))
     values["trace"] = values["trace"] or ()
     settings = Settings(target, chosen, **values)
     settings.check_consistency()

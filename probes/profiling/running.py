@@ -10,14 +10,13 @@ from typing import Any
 import numpy as np
 
 from harness.cuda import smi
-from harness.errors import EXIT_CLEAN, EXIT_INTERRUPTED, EXIT_UNDECIDED, ProbeError, ToolMissing, UsageError
-from harness.models import inputs as samples_of
-from harness.models import model as models
-from harness.record import Session
+from harness.errors import EXIT_CLEAN, EXIT_INTERRUPTED, EXIT_UNDECIDED, ParseError, ProbeError, ToolMissing
+from harness.record import Command, Session
 from harness.tools import ncu, nsys, trtexec
 from harness.tools import tool as tools
 from harness.tools.tool import Recorded
 from probes import reporting
+from probes.profiling import feeding
 from probes.profiling.settings import INPROCESS, Settings
 from probes.targets import driving, measuring_models, workloads
 from probes.targets.driving import Drive, Step, Tell
@@ -89,36 +88,52 @@ class _Profile:
 
     def __init__(self, settings: Settings, drive: Drive) -> None:
         self.settings, self.drive, self.session = settings, drive, drive.session
-        self._workload: Workload | None = None
+        self.workload = Workload(Command(settings.target.words))  # until it is prepared
 
     def run(self, chosen: Sequence[str]) -> None:
         steps: Mapping[str, Callable[[], None]] = {
             INPROCESS: self._inprocess, "ort": self._ort, "trtexec": self._trtexec, "nsys": self._nsys, "ncu": self._ncu,
         }  # fmt: skip
-        for name in dict.fromkeys((*(one for one in (INPROCESS, "ort", "trtexec") if one in chosen), *chosen)):
+        waiting = self._prepared([name for name in steps if name in chosen])
+        while waiting:
             if (low := driving.room(self.session)) is not None:
                 self.drive.tell(low)
-            steps[name]()
+            steps[waiting.pop(0)]()
+            if driving.worker_error(self.session) is not None:
+                waiting = self._spared(waiting)
+
+    def _prepared(self, chosen: list[str]) -> list[str]:
+        """The tools that can run, once the target is as they need it: if that fails, it is told here, and not by each."""
+        if not {INPROCESS, "nsys", "ncu"} & {*chosen}:
+            return chosen
+        with self.drive.step("preparation"):
+            made = workloads.for_profile(self.settings, self.session, self.drive.tell)
+            self.workload = replace(made, range=self.settings.range or made.range)
+            self.drive.steps.pop()  # it went well: nothing to be told
+            return chosen
+        return self._spared(chosen) if len(chosen) > 1 else []
+
+    def _spared(self, waiting: list[str]) -> list[str]:
+        """The tools that need not fail as the target did in the last step: another runtime may take what one refused."""
+        unreadable = (driving.worker_error(self.session) or {}).get("error") == ParseError.__name__
+        by_ort = (self.settings.backend or "ort" * (not smi.is_gpu_here())).startswith("ort")
+        left = [name for name in waiting if name == ("trtexec" if by_ort else "ort") and not unreadable]
+        if lost := [name for name in waiting if name not in left]:
+            self.drive.steps[-1].error += f"\nnot run, for they would fail the same way: {', '.join(lost)}"
+        return left
 
     def _spec(self) -> Spec:
-        return workloads.model_spec(self.settings, self.session)
-
-    def _program(self) -> Workload:
-        """The program that tools are put around; made once."""
-        if self._workload is None:
-            made = workloads.for_profile(self.settings, self.session, self.drive.tell)
-            self._workload = workloads.narrowed(made, self.settings.range)
-        return self._workload
+        """The inference that is measured, of the shapes that were found to run, if any were looked for."""
+        spec = workloads.model_spec(self.settings, self.session)
+        return replace(spec, shapes=self.workload.shapes or spec.shapes)
 
     def _inprocess(self) -> None:
         with self.drive.step(INPROCESS) as step:
-            spec = self._spec()
             if "trtexec" in self.settings.tools:
                 step.notes = tuple(f"{why}: {INSTEAD}" for why in _absence(trtexec.WANTED))
-            if spec.source.suffix == ".onnx":
-                self.drive.tell("building the engine")
-                measuring_models.build(spec, self.session, self.drive.tell, timeout_s=self.settings.timeout)
-            measured = measuring_models.measure(spec, self.session, self.drive.tell, timeout_s=self.settings.timeout)
+            measured = measuring_models.measure(
+                self._spec(), self.session, self.drive.tell, timeout_s=self.settings.timeout
+            )
             _fill(step, measured)
 
     def _ort(self) -> None:
@@ -131,19 +146,11 @@ class _Profile:
 
     def _trtexec(self) -> None:
         def run() -> Recorded:
-            return trtexec.run(self._trtexec_options(), self.session.raw, self.drive.tell)
+            options, fed = feeding.for_trtexec(self.settings, self._spec().shapes, self.session.folder / "inputs")
+            recorded = trtexec.run(options, self.session.raw, self.drive.tell)
+            return replace(recorded, notes=(*recorded.notes, *fed))
 
         self.drive.take("trtexec", run)
-
-    def _trtexec_options(self) -> trtexec.Options:
-        settings = self.settings
-        model = settings.target.path.absolute()
-        return trtexec.Options(
-            model, settings.target.kind is Kind.ENGINE, settings.precision or workloads.PRECISION,
-            dict(settings.shapes or settings.optimum), *workloads.opt_profiles(settings), _raw_inputs(settings, self.session),
-            tuple(path.absolute() for path in settings.plugins), settings.iterations, cuda_graph=settings.cuda_graph,
-            timeout_s=settings.timeout,
-        )  # fmt: skip
 
     def _nsys(self) -> None:
         settings = self.settings
@@ -151,9 +158,8 @@ class _Profile:
         trace = (*trace, "osrt") if settings.osrt and "osrt" not in trace else trace
 
         def run() -> Recorded:
-            workload = self._program()
-            options = nsys.Options(trace, settings.cpu, capture=workload.for_nsys, timeout_s=settings.timeout)
-            return nsys.run(options, workload.command, self.session.raw, self.drive.tell)
+            options = nsys.Options(trace, settings.cpu, capture=self.workload.range, timeout_s=settings.timeout)
+            return nsys.run(options, self.workload.command, self.session.raw, self.drive.tell)
 
         if self.drive.take("nsys", run) is not None:
             self.drive.steps[-1].notes += tuple(_overhead(self.session))
@@ -162,12 +168,11 @@ class _Profile:
         settings = self.settings
 
         def run() -> Recorded:
-            workload = self._program()
             options = ncu.Options(
-                settings.metrics, settings.kernel, workload.for_filters, launch_count=settings.launch_count,
+                settings.metrics, settings.kernel, self.workload.range, launch_count=settings.launch_count,
                 clock_control=settings.clock_control, replay_mode=settings.replay_mode, timeout_s=settings.timeout,
             )  # fmt: skip
-            return ncu.run(options, workload.command, self.session.raw, self.drive.tell)
+            return ncu.run(options, self.workload.command, self.session.raw, self.drive.tell)
 
         self.drive.take("ncu", run)
 
@@ -195,28 +200,6 @@ def _absence(wanted: tools.Wanted) -> Iterator[str]:
         tools.find(wanted)
     except ToolMissing as error:
         yield str(error)
-
-
-def _raw_inputs(settings: Settings, session: Session) -> dict[str, Path]:
-    """The inputs as trtexec reads them: the bytes of each array in a file of its own, in the type the model declares."""
-    if settings.inputs is None:
-        return {}
-    if settings.target.kind is Kind.MODEL:
-        feeds = samples_of.read_samples((settings.inputs,), models.load(settings.target.path).inputs)[0]
-    else:
-        feeds = samples_of.load_samples((settings.inputs,))[0]
-    folder = session.folder / "inputs"
-    folder.mkdir(exist_ok=True)
-    files = {}
-    for number, (name, array) in enumerate(feeds.items()):
-        path = folder / f"{number}.bin"
-        path.write_bytes(np.ascontiguousarray(array).tobytes())
-        if "," in str(path.absolute()):
-            raise UsageError(
-                f"trtexec cannot read inputs from {folder}: its path holds a comma", hint="--out FOLDER without one"
-            )
-        files[name] = path.absolute()
-    return files
 
 
 # What it comes to

@@ -10,11 +10,14 @@ from pathlib import Path
 from typing import Any
 
 from harness.errors import UsageError
+from harness.tools.nvtx_range import NvtxRange
 from probes.targets.target import Kind, Target
 
 Shapes = tuple[tuple[str, tuple[int, ...]], ...]
 TOOLS = ("nsys", "ncu", "trtexec", "ort")
 INPROCESS = "inprocess"  # our own measurement: what is taken where no tool was asked for, and in place of trtexec
+OF_TOOLS = {"launch_count": ("ncu",), "kernel": ("ncu",), "metrics": ("ncu",), "clock_control": ("ncu",), "replay_mode": ("ncu",),
+            "cpu": ("nsys",), "osrt": ("nsys",), "trace": ("nsys",), "range": ("nsys", "ncu")}  # fmt: skip
 NEEDS_MODEL = ("shapes", "minimum", "optimum", "maximum", "sweep", "inputs", "plugins", "backend")
 
 
@@ -57,7 +60,7 @@ class Settings:
     cuda_graph: bool = False
     metrics: str = "basic"
     kernel: str | None = None
-    range: str | None = None
+    range: NvtxRange | None = None
     launch_count: int | None = None
     clock_control: str = "none"
     replay_mode: str = "kernel"
@@ -87,10 +90,15 @@ class Settings:
             raise UsageError("--entry, --grid, --block and --args belong to a .cu file")
         for name, shape in self.shapes:
             self._check_bounds(name, shape)
-        if self.launch_count is not None and "ncu" not in self.tools:
-            raise UsageError("--launch-count belongs to --ncu")
-        if self.kernel is not None and "ncu" not in self.tools:
-            raise UsageError("--kernel belongs to --ncu")
+        self._check_tools()
+
+    def _check_tools(self) -> None:
+        """Options of a tool are for a run of it; nsys is what may run unasked."""
+        for name, tools in OF_TOOLS.items():
+            if getattr(self, name) != getattr(type(self), name) and not {*tools} & {*(self.tools or ("nsys",))}:
+                raise UsageError(f"{_option(name)} belongs to {' and '.join(f'--{tool}' for tool in tools)}")
+        if self.range is not None and "ncu" in self.tools:
+            _ = self.range.for_filters  # which refuses what ncu cannot select
 
     def _check_bounds(self, name: str, shape: tuple[int, ...]) -> None:
         """What runs must lie in what the engine is built for; ONNX Runtime alone would not mind."""

@@ -14,6 +14,7 @@ from probes.targets.kernels import Asked
 
 FINDINGS = "emulation.jsonl"
 TIMEOUT_S = 60.0
+MOST_THREADS = 50_000  # of a kernel of ours: seconds on a processor, and many blocks all the same
 # What each checker asks of the emulation, a run each; barriers and deadlocks it tells in any case.
 CHECKS = {"memcheck": ("asan",), "racecheck": ("race",), "initcheck": ("init",), "synccheck": ("none",),
           ALL: ("all", "asan")}  # fmt: skip
@@ -24,7 +25,7 @@ def run(settings: Settings, session: Session) -> tuple[tuple[Path, ...], tuple[s
     asked = Asked(
         settings.target.words[0], settings.entry, settings.grid, settings.block, settings.shared, settings.args
     )
-    loaded = kernel_targets.load(asked)
+    loaded = kernel_targets.load(asked, most_threads=MOST_THREADS)
     runs = [
         emulated.run(loaded.steps, loaded.arrays, checks=checks, uninitialised=loaded.written,
                      timeout_s=settings.timeout or TIMEOUT_S)

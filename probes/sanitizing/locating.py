@@ -18,7 +18,8 @@ import pandas as pd
 
 from reports.artifact import Artifact
 from reports.readers.nsys_launches import MYELIN, NOT_LAYERS, TENSORRT
-from reports.tables.onnx_names import is_span, nodes_of_layer, nodes_of_operation
+from reports.tables import origins
+from reports.tables.onnx_names import Known, is_span, nodes_of_layer, nodes_of_operation
 
 MOST_LAUNCHES = 1 << 20  # beyond which the halving gives up
 MOST_LOOKED_AT = 1000  # launches of a kernel whose ranges are compared
@@ -30,7 +31,8 @@ _PLUGIN = re.compile(r"(\w*Plugin\w*?)::enqueue")
 class Place:
     """Where a finding comes from, as far as it could be told, and `how` that was told.
 
-    `launch` counts the launches of the kernel from 0; `ranges` are the NVTX ranges around it, the outermost first.
+    `launch` counts the launches of the kernel from 0; `ranges` are the NVTX ranges around it, the outermost first. Of
+    the nodes those are `inferred_nodes` that no name tells, and that follow from the model.
     """
 
     how: str
@@ -39,6 +41,7 @@ class Place:
     layer: str | None = None
     operation: str | None = None
     onnx_nodes: tuple[str, ...] = ()
+    inferred_nodes: tuple[str, ...] = ()
 
 
 def first_launch(shows: Callable[[int], bool], launches: int | None = None, guess: int | None = None) -> int | None:
@@ -69,6 +72,19 @@ def fragment(kernel: str) -> str:
     return words[-1] if words else kernel
 
 
+def tied(trace: Artifact, beside: Sequence[Artifact]) -> Artifact:
+    """A timeline with what lies beside it of the engine and its model: the nodes of its kernels, named and inferred.
+
+    Nothing is inferred of one that broke off: a node that never ran would be placed in what did run.
+    """
+    made = origins.combine([trace, *beside])[0]
+    if failed_call(made) is None:
+        return made
+    kernels = made.tables["kernels"]
+    none = pd.Series([()] * len(kernels), index=kernels.index, dtype=object)
+    return replace(made, tables={**made.tables, "kernels": kernels.assign(inferred_nodes=none)})
+
+
 def matching(trace: Artifact, part: str) -> pd.DataFrame:
     """The kernels of a timeline that a filter by a part of the name lets pass, in the order of their launches."""
     kernels = trace.tables["kernels"]
@@ -77,16 +93,16 @@ def matching(trace: Artifact, part: str) -> pd.DataFrame:
     return found.sort_values(["launch_ns", "start_ns"], kind="stable")
 
 
-def at_launch(trace: Artifact, part: str, launch: int, known: Sequence[str] = ()) -> Place | None:
+def at_launch(trace: Artifact, part: str, launch: int) -> Place | None:
     """The place of one launch; None if the timeline does not reach it."""
     kernels = matching(trace, part)
     if launch >= len(kernels):
         return None
-    return replace(of_kernel(trace, kernels.iloc[launch], known), launch=launch,
+    return replace(of_kernel(trace, kernels.iloc[launch]), launch=launch,
                    how=f"launch {launch} of {len(kernels)} of this kernel, found by halving, looked up in the timeline")  # fmt: skip
 
 
-def failed_call(trace: Artifact, known: Sequence[str] = ()) -> Place | None:
+def failed_call(trace: Artifact, known: Known | Sequence[str] = ()) -> Place | None:
     """Where the first CUDA call that returned an error stands; None if none did. Launches must have been blocking."""
     try:
         with closing(sqlite3.connect(f"{trace.path.absolute().as_uri()}?mode=ro", uri=True)) as database:
@@ -107,46 +123,51 @@ def failed_call(trace: Artifact, known: Sequence[str] = ()) -> Place | None:
     return replace(found, how=f"the first CUDA call that failed (blocking launches): {name} returned {status}")
 
 
-def only_place(trace: Artifact, part: str, known: Sequence[str] = ()) -> Place | None:
+def only_place(trace: Artifact, part: str) -> Place | None:
     """The layer of a kernel that one layer alone launches, or the one range; None if several do, or none."""
     kernels = matching(trace, part)
     layers = kernels["layer"].dropna().unique()
     if len(layers) == 1 and not kernels["layer"].isna().any():
         operations = kernels["operation"].unique()
         operation = None if len(operations) > 1 or pd.isna(operations[0]) else str(operations[0])
-        layer, told = str(layers[0]), set(kernels["onnx_nodes"].map(tuple))
+        layer, told = str(layers[0]), set(map(_nodes_of_row, (row for _, row in kernels.iterrows())))
+        named, inferred = told.pop() if len(told) == 1 else (nodes(layer, None), ())
         return Place(
-            "only one layer launches this kernel", None, _around(trace, kernels, known), layer, operation,
-            nodes(layer, operation, known) or (told.pop() if len(told) == 1 else ()),
-        )  # fmt: skip
+            "only one layer launches this kernel", None, _around(trace, kernels), layer, operation, named, inferred
+        )
     if len(layers) or kernels.empty:
         return None
-    inner = _around(trace, kernels, known)
+    inner = _around(trace, kernels)
     return Place("all launches of this kernel are in ranges of this name", None, inner) if inner else None
 
 
-def _around(trace: Artifact, kernels: pd.DataFrame, known: Sequence[str]) -> tuple[str, ...]:
+def _around(trace: Artifact, kernels: pd.DataFrame) -> tuple[str, ...]:
     """The innermost range around these launches, if it is the same for all; empty if not, or if they are too many to ask."""
     if len(kernels) > MOST_LOOKED_AT:
         return ()
-    inner = {of_kernel(trace, row, known).ranges[-1:] for _, row in kernels.iterrows()}
+    inner = {of_kernel(trace, row).ranges[-1:] for _, row in kernels.iterrows()}
     return inner.pop() if len(inner) == 1 else ()
 
 
-def of_kernel(trace: Artifact, row: pd.Series[Any], known: Sequence[str] = ()) -> Place:
+def of_kernel(trace: Artifact, row: pd.Series[Any]) -> Place:
     """The place of one row of `kernels`; of a kernel in a CUDA graph, where it was captured."""
     inside = row["range_id"] if pd.isna(row["capture_range_id"]) else row["capture_range_id"]
-    found = in_range(trace, inside, known)
+    found = in_range(trace, inside)
     if len(found.ranges) > 1 and found.ranges[-1].partition("@")[0] == fragment(str(row["kernel"])):
         found = replace(found, ranges=found.ranges[:-1])  # a range around the launch alone says what the kernel says
     layer = None if pd.isna(row["layer"]) else str(row["layer"])
     operation = None if pd.isna(row["operation"]) else str(row["operation"])
-    return replace(
-        found, layer=layer, operation=operation, onnx_nodes=nodes(layer, operation, known) or tuple(row["onnx_nodes"])
-    )
+    named, inferred = _nodes_of_row(row)
+    return replace(found, layer=layer, operation=operation, onnx_nodes=named, inferred_nodes=inferred)
 
 
-def in_range(trace: Artifact, range_id: Any, known: Sequence[str] = ()) -> Place:
+def _nodes_of_row(row: pd.Series[Any]) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """The nodes that are named and, where none is, those that are inferred."""
+    named = tuple(row["onnx_nodes"])
+    return named, () if named else tuple(row["inferred_nodes"])
+
+
+def in_range(trace: Artifact, range_id: Any, known: Known | Sequence[str] = ()) -> Place:
     """The place of a moment inside a range: all ranges around it, and the layer, if TensorRT's are among them."""
     ranges = trace.tables["ranges"].set_index("range_id")
     around: list[str] = []
@@ -164,7 +185,7 @@ def in_range(trace: Artifact, range_id: Any, known: Sequence[str] = ()) -> Place
     return Place("", None, tuple(reversed(around)), layer, operation, nodes(layer, operation, known))
 
 
-def nodes(layer: str | None, operation: str | None, known: Sequence[str] = ()) -> tuple[str, ...]:
+def nodes(layer: str | None, operation: str | None, known: Known | Sequence[str] = ()) -> tuple[str, ...]:
     """The ONNX nodes behind an operation, or behind a layer where that names none; not the two ends of a span of nodes."""
     named = nodes_of_operation(operation, known) if operation else ()
     return named or (nodes_of_layer(layer) if layer and not is_span(layer) else ())

@@ -8,7 +8,7 @@ import click
 
 from probes import options
 from probes.options import option
-from probes.profiling.options import KERNEL, MODEL, TARGET, TIMEOUT
+from probes.profiling.options import KERNEL, MODEL, TARGET, TIMEOUT, nvtx_range
 
 if TYPE_CHECKING:
     from probes.sanitizing.settings import Settings
@@ -47,7 +47,7 @@ def to_settings(values: dict[str, Any]) -> Settings:
     values = dict(values)
     target = parse(values.pop("words"), "sanitize")
     values["shapes"] = tuple(pair for group in values["shapes"] for pair in group)
-    values["range"] = values.pop("range_")
+    values["range"] = nvtx_range(values.pop("range_"))
     settings = Settings(target, **values)
     settings.check_consistency()
     return settings

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from harness.cuda import smi
-from harness.errors import EXIT_DEFECT, EXIT_INTERRUPTED, ProbeError
+from harness.errors import EXIT_DEFECT, EXIT_INTERRUPTED, EXIT_UNDECIDED, ProbeError
 from harness.record import Command, Session
 from harness.tools import nsys, sanitizer
 from harness.tools import tool as tools
@@ -22,11 +23,14 @@ from probes.targets import driving, workloads
 from probes.targets.driving import Drive, Tell
 from probes.targets.target import Kind
 from probes.targets.workloads import Workload
+from reports import units
 from reports.artifact import Artifact
 from reports.collect import collect
 from reports.pages import profile as profile_page
 from reports.readers import detect
+from reports.readers import graph as graphs
 from reports.tables import ties
+from reports.tables.onnx_names import Known
 
 MOST_LOCATED = 3  # kernels: each takes a dozen runs of the program
 WORK = ".locate"  # in raw/: the runs of the halving, which no report reads
@@ -52,7 +56,9 @@ def sanitize(settings: Settings, out: Path | None, tell: Tell) -> Sanitized:
     """
     emulated = settings.emulate or (settings.target.kind is Kind.KERNEL and not smi.is_gpu_here())
     if not emulated:
-        tools.find(sanitizer.WANTED)
+        tool = tools.find(sanitizer.WANTED)
+        if settings.range is not None:
+            sanitizer.check_ranges(tool)
     session = Session.create("sanitize", out)
     with driving.full_disk_told(session.folder):
         more = {"target": settings.target.name}
@@ -103,7 +109,7 @@ class _Checked:
         with self.drive.step("preparation"):
             made = workloads.for_sanitizer(self.settings, self.drive.session, self.drive.tell)
             self.drive.steps.pop()  # it went well: nothing to be told
-            return workloads.narrowed(made, self.settings.range)
+            return replace(made, range=self.settings.range)  # else all of it: ours has nothing else in it
         return None
 
     def _kernels(self) -> tuple[str, ...]:
@@ -121,6 +127,8 @@ class _Checked:
         found = suspects.gather(checker, artifact)
         if not found and _counted(recorded, artifact):
             _lost(self.drive.steps[-1], recorded, artifact)
+        elif unchecked := sanitizer.untracked(recorded.run):
+            _unchecked(self.drive.steps[-1], unchecked, recorded)
         self.artifacts.append(artifact)
         self.found += found
 
@@ -130,7 +138,7 @@ class _Checked:
             checker,
             settings.leaks,
             kernels,
-            range=workload.for_filters if settings.range else None,
+            range=workload.range,
             timeout_s=settings.timeout,
         )
 
@@ -156,12 +164,15 @@ class _Locator:
     ) -> None:
         self.settings, self.drive, self.workload = settings, drive, workload
         self.found, self.artifacts = found, {artifact.path: artifact for artifact in artifacts}
-        self.known = workloads.node_names(settings.target)
+        self.beside = _beside(drive.session.raw)
+        self.known: Known | tuple[str, ...] = next(
+            (graphs.graph_of(one).known for one in self.beside if one.kind == graphs.KIND), ()
+        )
         self.guess: int | None = None
 
     def run(self, guilty: Sequence[str]) -> None:
         trace = self._trace()
-        layers = _layers(self.drive.session.raw)
+        layers = [one.tables["layers"] for one in self.beside if "layers" in one.tables]
         for number, kernel in enumerate(guilty):
             its = [suspect for suspect in self.found if suspect.kernel == kernel and suspect.is_fault]
             self.guess = None  # the launch that one checker points at is the first to be tried for the next
@@ -185,10 +196,11 @@ class _Locator:
         if recorded is None:
             return None
         try:
-            return detect.read(recorded.artifacts[0])
+            trace = detect.read(recorded.artifacts[0])
         except ProbeError as error:
             self._say(f"the timeline could not be read: {error}")
             return None
+        return locating.tied(trace, self.beside)
 
     def _place(
         self,
@@ -215,12 +227,12 @@ class _Locator:
 
     def _in_trace(self, trace: Artifact, part: str, launch: int | None, tried: list[str]) -> Place | None:
         if launch is not None:
-            if (place := locating.at_launch(trace, part, launch, self.known)) is not None:
+            if (place := locating.at_launch(trace, part, launch)) is not None:
                 return place
             tried.append(f"the timeline ends before launch {launch} of this kernel")
             if (place := locating.failed_call(trace, self.known)) is not None:
                 return replace(place, launch=launch)
-        if (place := locating.only_place(trace, part, self.known)) is not None:
+        if (place := locating.only_place(trace, part)) is not None:
             return place
         tried.append("several layers, or none, launch this kernel")
         return None
@@ -247,7 +259,7 @@ class _Locator:
             launch = locating.first_launch(asked.shows, guess=self.guess)
             self.guess = launch
             step.notes = (
-                f"{asked.runs} runs of the program; {'not repeatable' if launch is None else f'launch {launch}'}",
+                f"{units.plural(asked.runs, 'run')} of the program; {'not repeatable' if launch is None else f'launch {launch}'}",
             )
             if launch is None:
                 tried.append("the finding did not show again when launches were counted")
@@ -315,14 +327,19 @@ def _lost(step: driving.Step, recorded: Recorded, artifact: Artifact) -> None:
     step.hint = tools.where(recorded.run)
 
 
-def _layers(raw: Path) -> list[Any]:
-    """The tables of layers that the workload's preparation left."""
+def _unchecked(step: driving.Step, launches: int, recorded: Recorded) -> None:
+    """Launches that were not looked at are no clean bill."""
+    step.status, step.exit_code = "failed", EXIT_UNDECIDED
+    step.error = f"{step.name} could not check {launches} of the program's launches, for want of memory as a rule"
+    step.hint = f"--kernel PART, smaller --shapes; {tools.where(recorded.run)}"
+
+
+def _beside(raw: Path) -> list[Artifact]:
+    """What the workload's preparation left of the engine and of the model: its layers, its graph."""
     found = []
-    for path in sorted(raw.glob("*.layers.json")):
-        try:
-            found.append(detect.read(path).tables["layers"])
-        except (ProbeError, KeyError):
-            continue
+    for path in (*sorted(raw.glob("*.layers.json")), *sorted(raw.glob("*.graph.json"))):
+        with suppress(ProbeError):
+            found.append(detect.read(path))
     return found
 
 
@@ -343,6 +360,7 @@ def _conclude(settings: Settings, drive: Drive, found: Sequence[Suspect]) -> San
         "status": status, "findings": [suspect.as_json() for suspect in found], "kernels": suspects.kernels(found),
         "layers": list(dict.fromkeys(one.place.layer for one in found if one.place and one.place.layer)),
         "onnx_nodes": list(dict.fromkeys(node for one in found if one.place for node in one.place.onnx_nodes)),
+        "inferred_nodes": list(dict.fromkeys(node for one in found if one.place for node in one.place.inferred_nodes)),
         "program_exit_code": max(codes, key=abs) if codes else None,
         "ran": [step.as_json() for step in drive.steps], "session": str(session.folder),
     }  # fmt: skip

@@ -27,4 +27,10 @@ def _row(finding: Mapping[str, Any]) -> tuple[str, ...]:
     where = f"{finding['file']}:{finding['line']}" if finding["file"] else ""
     launch = "" if finding["launch"] is None else str(finding["launch"])
     return (finding["kind"], finding["kernel"] or finding["api"] or "", where, str(finding["count"]), launch,
-            finding["layer"] or finding["range"] or "", ", ".join(finding["onnx_nodes"][:3]))  # fmt: skip
+            finding["layer"] or finding["range"] or "", _nodes(finding))  # fmt: skip
+
+
+def _nodes(finding: Mapping[str, Any]) -> str:
+    """The first few; those that no name tells are marked as what they are."""
+    named, inferred = finding["onnx_nodes"], finding["inferred_nodes"]
+    return ", ".join((named or inferred)[:3]) + (" (inferred)" if inferred and not named else "")

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from harness.errors import UsageError
+from harness.tools.nvtx_range import NvtxRange
 from harness.tools.sanitizer import CHECKERS
 from probes.targets.target import Kind, Target
 
@@ -23,7 +24,7 @@ class Settings:
     follow: bool = True  # re-run suspects under the other checkers
     locate: bool = True  # find the launch, and from there the layer
     kernel: str | None = None
-    range: str | None = None
+    range: NvtxRange | None = None
     emulate: bool = False
     iterations: int = 2
     shapes: Shapes = ()
@@ -48,6 +49,8 @@ class Settings:
         if kind is not Kind.KERNEL and (self.entry or self.args or self.grid or self.block or self.emulate):
             raise UsageError("--emulate, --entry, --grid, --block and --args belong to a kernel",
                              hint="probe sanitize FILE.cu --entry NAME --grid 1 --block 32 --args FILE.npz --emulate")  # fmt: skip
+        if self.emulate and self.range:
+            raise UsageError("--range is for compute-sanitizer: the emulation checks the one launch that there is")
         if kind in (Kind.COMMAND, Kind.KERNEL) and (
             self.shapes or self.precision or self.inputs or self.plugins or self.backend
         ):
@@ -64,7 +67,7 @@ class Settings:
         words = ["sanitize", "--tool", self.checker]
         words += [option for option, on in (("--leaks", self.leaks), ("--emulate", self.emulate), ("--no-follow", not self.follow),
                                             ("--no-locate", not self.locate)) if on]  # fmt: skip
-        values = (("--kernel", self.kernel), ("--range", self.range), ("--precision", self.precision), ("--entry", self.entry),
+        values = (("--kernel", self.kernel), ("--range", self.range and str(self.range)), ("--precision", self.precision), ("--entry", self.entry),
                   ("--backend", self.backend))  # fmt: skip
         words += [word for option, value in values if value for word in (option, value)]
         words += [word for option, value in (("--grid", self.grid), ("--block", self.block)) if value

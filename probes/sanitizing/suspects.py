@@ -47,6 +47,7 @@ class Suspect:
             "launch": place.launch if place else None, "range": place.ranges[-1] if place and place.ranges else None,
             "ranges": list(place.ranges) if place else [], "layer": place.layer if place else None,
             "operation": place.operation if place else None, "onnx_nodes": list(place.onnx_nodes) if place else [],
+            "inferred_nodes": list(place.inferred_nodes) if place else [],
             "how": place.how if place else "; ".join(self.tried), "artifact": self.artifact.name,
         }  # fmt: skip
 
@@ -97,6 +98,7 @@ def ties(suspects: Sequence[Suspect]) -> dict[str, Any]:
                     "launch_id": place.launch,
                     "layer": place.layer,
                     "onnx_nodes": list(place.onnx_nodes),
+                    "inferred_nodes": list(place.inferred_nodes),
                 }
             )
     return told

@@ -89,7 +89,7 @@ class Drive:
             recorded = run()
             fill(step, recorded, self.session)
         if (told := worker_error(self.session)) is not None:  # a tool's failure is the consequence, where it is one
-            said, hint = map(self._named, told)
+            said, hint = (self._named(str(told.get(name) or "")) for name in ("message", "hint"))
             step.error = f"{said}\n{step.error}" if step.error else said
             step.status, step.hint, step.exit_code = "failed", hint or step.hint, EXIT_UNDECIDED
         return recorded
@@ -143,13 +143,13 @@ class Drive:
             step.hint = f"probe report {self.session.folder} -o FILE on another disk"
 
 
-def worker_error(session: Session) -> tuple[str, str] | None:
-    """What our own process under a tool says went wrong, and what to do; None if it went well, or ran none of ours."""
+def worker_error(session: Session) -> Mapping[str, Any] | None:
+    """What our own process under a tool says went wrong: error, message and hint; None if it went well, or none ran."""
     try:
-        told = session.read_json(WORKER_RESULT)
+        told: dict[str, Any] = session.read_json(WORKER_RESULT)
     except ProbeError:
         return None
-    return None if told.get("ok", True) else (str(told.get("message")), str(told.get("hint") or ""))
+    return None if told.get("ok", True) else told
 
 
 def fill(step: Step, recorded: Recorded, session: Session) -> None:

@@ -15,6 +15,7 @@ import time
 import traceback
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -32,9 +33,13 @@ from harness.engines.options import from_json, to_json
 from harness.errors import BuildFailed, LaunchFailed, ParseError, ProbeError, UsageError
 from harness.models import graph, inputs, model
 from harness.models.inputs import RandomInputs
+from harness.models.runtime import RunFailed, runner
 
 STAGES = ("build", "infer", "measure", "ort")
 EXIT_BUILD, EXIT_LAUNCH, EXIT_OTHER = 3, 4, 125
+MADE_UP = (
+    "--inputs FILE.npz, or --shapes NAME:1x128: the values were made up, and the free dimensions that nothing gave"
+)
 SHAPE_S = 2.0  # of a sweep, for each shape in each round
 KEEP_S = 1.0
 Tell = Callable[[str], None]
@@ -148,11 +153,15 @@ def read(path: Path) -> Spec:
 def run(spec: Spec, tell: Tell = lambda _: None) -> dict[str, Any]:
     """What the spec asks for, in this process; JSON values that say what was made."""
     if spec.stage == "build":
-        made, _, _ = _ready(spec, tell)
+        made, feeds, _ = _ready(spec, tell)
+        if made.backend.startswith("ort"):  # which looks at the model only now
+            with made.runner(spec.run):
+                pass
         return {
             "backend": made.backend,
+            "shapes": {name: array.shape for name, array in feeds.items()},
             "facts": to_json(dict(made.facts)),
-            "plan": spec.plan.name if spec.plan else None,
+            "plan": spec.plan.name if spec.plan and spec.plan.is_file() else None,
         }
     return {"infer": _infer, "measure": _measure, "ort": _ort}[spec.stage](spec, tell)
 
@@ -165,6 +174,8 @@ def exit_code(error: ProbeError) -> int:
 
 def _say(spec: Spec, code: int, error: Exception) -> int:
     hint = error.hint if isinstance(error, ProbeError) else None
+    if hint is None and isinstance(error, LaunchFailed) and not spec.inputs:
+        hint = MADE_UP
     _write(spec.result, {"ok": False, "stage": spec.stage, "exit_code": code, "error": type(error).__name__,
                          "message": str(error), "hint": hint})  # fmt: skip
     return code
@@ -203,7 +214,7 @@ def _measure(spec: Spec, tell: Tell) -> dict[str, Any]:
         keep = _now_and_then(spec.folder / name)
         document = engine_document.sweep(replace(asked, schedule=quick), wanted, declared, tell, keep)
     _write(spec.folder / name, document)
-    return {"backend": made.backend, "file": name, "fed": _fed(spec, feeds)}
+    return {"backend": made.backend, "file": name, "fed": fed(spec.inputs, feeds)}
 
 
 def _now_and_then(path: Path) -> engine_document.Keep:
@@ -228,7 +239,7 @@ def _ort(spec: Spec, tell: Tell) -> dict[str, Any]:
         runner.bind(feeds)
     ort_profile.profile(made.content, feeds, spec.folder / "ort-profile.json", backend=backend,
                         iterations=spec.iterations, threads=spec.threads, tell=tell)  # fmt: skip
-    return {"backend": backend, "file": "ort-profile.json", "fed": _fed(spec, feeds)}
+    return {"backend": backend, "file": "ort-profile.json", "fed": fed(spec.inputs, feeds)}
 
 
 # What the stages need
@@ -237,9 +248,9 @@ def _ort(spec: Spec, tell: Tell) -> dict[str, Any]:
 def _ready(spec: Spec, tell: Tell) -> tuple[Engine, Feeds, list[onnx.ValueInfoProto]]:
     """The engine, a sample that fits it, and its inputs as declared (with their symbolic dimensions, from a model)."""
     if spec.source.suffix == ".onnx":
-        declared = model.load(spec.source).inputs
-        feeds = _feeds(spec, declared, tell)
-        return _engine(spec, declared, feeds, tell), feeds, declared
+        loaded = model.load(spec.source)
+        feeds = _feeds(spec, loaded.inputs, tell, loaded)
+        return _engine(spec, loaded.inputs, feeds, tell), feeds, loaded.inputs
     made = engine.load(spec.source, spec.options.backend, spec.options)
     with made.runner(spec.run) as runner:
         declared = engine_document.value_infos(runner.inputs)
@@ -248,19 +259,32 @@ def _ready(spec: Spec, tell: Tell) -> tuple[Engine, Feeds, list[onnx.ValueInfoPr
     return made, _feeds(spec, declared, tell), declared
 
 
-def _feeds(spec: Spec, declared: list[onnx.ValueInfoProto], tell: Tell) -> Feeds:
+def _feeds(spec: Spec, declared: list[onnx.ValueInfoProto], tell: Tell, loaded: model.Model | None = None) -> Feeds:
+    """From the files, else random ones; of ONNX Runtime, in a length on which the model runs."""
     if spec.inputs:
         return inputs.read_samples(spec.inputs, declared)[0]
-    samples, notes = inputs.random_samples(declared, RandomInputs(spec.seed, spec.shapes))
+    how = RandomInputs(spec.seed, spec.shapes)
+    if loaded is not None and engine.choose(spec.options.backend, runs=False).startswith("ort"):
+        samples, notes = inputs.fitting_samples(declared, how, partial(_runs, loaded))
+    else:
+        samples, notes = inputs.random_samples(declared, how)
     for note in notes:
         tell(note)
     return samples[0]
 
 
-def _fed(spec: Spec, feeds: Feeds) -> str:
+def _runs(loaded: model.Model, feeds: Feeds) -> bool:
+    try:
+        runner(loaded.proto, loaded.weights, lean=True).run(feeds)
+    except RunFailed:
+        return False
+    return True
+
+
+def fed(files: tuple[Path, ...], feeds: Feeds) -> str:
     """The shapes that were measured, which are assumed where none were given, and where the values came from."""
     shapes = ", ".join(f"{name} {'x'.join(map(str, array.shape)) or 'scalar'}" for name, array in feeds.items())
-    return f"{shapes}: {f'values of {spec.inputs[0].name}' if spec.inputs else 'random values'}"
+    return f"{shapes}: {f'values of {files[0].name}' if files else 'random values'}"
 
 
 def _engine(spec: Spec, declared: list[onnx.ValueInfoProto], feeds: Feeds, tell: Tell) -> Engine:

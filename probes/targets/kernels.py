@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -9,7 +10,7 @@ import numpy as np
 
 from harness.errors import UsageError
 from kernels import manifest
-from kernels.plan import Launch, Step
+from kernels.plan import Launch, Plan, Step
 from kernels.spec import checked
 from probes.targets import arguments
 from probes.targets.target import SOURCE
@@ -40,18 +41,21 @@ class Loaded:
     written: tuple[str, ...] = ()
 
 
-def load(asked: Asked) -> Loaded:
-    """Raises UsageError if there is no such kernel, or the arguments do not fit it."""
-    return _file(asked) if Path(asked.word).suffix == SOURCE else _ours(asked.word)
+def load(asked: Asked, *, most_threads: int | None = None) -> Loaded:
+    """One of ours solves the first problem that it is measured on or, where threads have a limit, the largest test in it.
+
+    Raises UsageError if there is no such kernel, or the arguments do not fit it.
+    """
+    return _file(asked) if Path(asked.word).suffix == SOURCE else _ours(asked.word, most_threads)
 
 
-def _ours(name: str) -> Loaded:
-    """The first problem that the kernel is measured on, with random inputs."""
+def _ours(name: str, most_threads: int | None) -> Loaded:
+    """With random inputs."""
     spec = manifest.BY_NAME.get(name)
     if spec is None:
         raise UsageError(f"no kernel is called {name}", hint="probe kernels list")
-    case = (spec.bench or spec.cases)[0]
-    plan = checked(spec, case)
+    plans = ((case, checked(spec, case)) for case in (spec.cases if most_threads else (*spec.bench, *spec.cases)[:1]))
+    case, plan = max(plans, key=lambda one: _threads(one[1]) * (_threads(one[1]) <= (most_threads or math.inf)))
     arrays = dict(spec.inputs(case, np.random.default_rng(SEED)))
     for buffer in plan.buffers:
         if buffer.name not in arrays:
@@ -59,6 +63,10 @@ def _ours(name: str) -> Loaded:
             arrays[buffer.name] = np.zeros(buffer.shape, dtype)
     written = tuple(buffer.name for buffer in plan.buffers if buffer.role in ("out", "scratch"))
     return Loaded(f"{name}, {case.label}", plan.steps, arrays, written)
+
+
+def _threads(plan: Plan) -> int:
+    return sum(math.prod((*step.grid, *step.block)) for step in plan.steps if isinstance(step, Launch))
 
 
 def _file(asked: Asked) -> Loaded:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -11,9 +12,14 @@ from typing import Any
 from harness import process
 from harness.errors import BuildFailed, DependencyMissing, ParseError, ProbeError, ToolFailed, ToolTimeout, UsageError
 from harness.record import Command, Session, ToolRun
+from harness.tools import tool as tools
 from probes.targets.inferring import EXIT_BUILD, EXIT_LAUNCH, Spec, command
 
 Tell = Callable[[str], None]
+LEAST_BYTES = 64 * 1024
+FULL = "No space left on device"
+DIED = {"build": "probe bisect MODEL --fault build finds the nodes to blame for a builder's crash",
+        "": "probe sanitize MODEL finds what is wrong with its kernels"}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -85,8 +91,9 @@ def _result(spec: Spec, run: ToolRun) -> dict[str, Any]:
     if not spec.result.is_file():
         how = f"signal {run.signal}" if run.signal is not None else f"exit code {run.returncode}"
         said = process.tail(run.stderr, 8)
-        raise ToolFailed(f"{name} died ({how}){f': {said}' if said else ''}", run,
-                         hint="probe bisect MODEL --fault build finds the nodes to blame for a builder's crash")  # fmt: skip
+        full = shutil.disk_usage(run.stderr.parent).free < LEAST_BYTES  # it may not even have been able to say so
+        why, hint = tools.diagnose(FULL if full else said, ()) or ("", DIED.get(spec.stage, DIED[""]))
+        raise ToolFailed(f"{name} died ({how}){f': {why or said}' if why or said else ''}", run, hint=hint)
     try:
         result: dict[str, Any] = json.loads(spec.result.read_text(encoding="utf-8"))
     except ValueError as error:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import enum
+import shlex
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -75,10 +76,15 @@ def parse(words: tuple[str, ...], verb: str) -> Target:
 def _command(words: tuple[str, ...], verb: str) -> Target:
     if shutil.which(words[0]) is None:
         known = f"no program, no {MODEL}, {', '.join(ENGINES)} or {SOURCE} file, and no kernel of `probe kernels list`"
-        raise UsageError(
-            f"{words[0]}: {known}", hint=f"probe {verb} MODEL.onnx, or probe {verb} -- COMMAND ARGUMENT..."
-        )
+        raise UsageError(f"{words[0]}: {known}", hint=_meant(words, verb))
     return Target(Kind.COMMAND, words)
+
+
+def _meant(words: tuple[str, ...], verb: str) -> str:
+    """What to type instead: a script is run by its interpreter."""
+    if words[0].endswith(".py") and Path(words[0]).is_file():
+        return shlex.join(("probe", verb, "--", "python", *words))
+    return f"probe {verb} MODEL.onnx, or probe {verb} -- COMMAND ARGUMENT..."
 
 
 def _is_kernel(word: str) -> bool:

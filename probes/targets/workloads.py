@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,11 +12,12 @@ from harness.engines.measuring import MEASURE
 from harness.engines.options import BuildOptions
 from harness.ranges import DOMAIN
 from harness.record import Command, Session
+from harness.tools.nvtx_range import NvtxRange
 from probes.targets import measuring_models
 from probes.targets.driving import WORKER_RESULT
 from probes.targets.inferring import Spec
 from probes.targets.inferring import command as inferring_command
-from probes.targets.target import SOURCE, Kind, Target
+from probes.targets.target import SOURCE, Kind
 
 if TYPE_CHECKING:
     from probes.profiling.settings import Settings as ProfileSettings
@@ -24,34 +25,17 @@ if TYPE_CHECKING:
 
 Tell = Callable[[str], None]
 Shapes = dict[str, tuple[int, ...]]
+MEASURED = NvtxRange(MEASURE, DOMAIN)
 PRECISION = "fp32"  # what a model is built in unless asked, by every tool
 
 
 @dataclass(frozen=True)
 class Workload:
-    """A program, and the NVTX range in it that holds what is to be looked at (None: all of it)."""
+    """A program, the NVTX range in it that holds what is to be looked at (None: all of it), and what a model is fed."""
 
     command: Command
-    range: str | None = None  # its name
-    domain: str | None = None
-
-    @property
-    def for_nsys(self) -> str | None:
-        """RANGE@DOMAIN."""
-        return None if self.range is None else f"{self.range}@{self.domain}" if self.domain else self.range
-
-    @property
-    def for_filters(self) -> str | None:
-        """DOMAIN@RANGE, as ncu and compute-sanitizer spell it."""
-        return None if self.range is None else f"{self.domain}@{self.range}" if self.domain else self.range
-
-
-def narrowed(workload: Workload, name: str | None) -> Workload:
-    """The same program, with the range that the user named: NAME or NAME@DOMAIN."""
-    if name is None:
-        return workload
-    range_, _, domain = name.partition("@")
-    return Workload(workload.command, range_, domain or None)
+    range: NvtxRange | None = None
+    shapes: Shapes = field(default_factory=dict)
 
 
 def for_profile(settings: ProfileSettings, session: Session, tell: Tell) -> Workload:
@@ -84,17 +68,25 @@ def model_spec(settings: ProfileSettings, session: Session) -> Spec:
     profiles = {name: (least[name], best[name], most[name]) for name in best}
     return measuring_models.spec_for(
         session, "infer", settings.target.path.absolute(), options=_build_options(settings, profiles),
-        shapes=dict(settings.shapes or settings.optimum), inputs=_inputs(settings.inputs), warmup=settings.warmup,
+        shapes=shapes(settings), inputs=_inputs(settings.inputs), warmup=settings.warmup,
         iterations=settings.iterations, cuda_graph=settings.cuda_graph,
         sweep=None if settings.sweep is None else str(settings.sweep),
     )  # fmt: skip
 
 
+def shapes(settings: ProfileSettings) -> Shapes:
+    """What runs, of the inputs that anything was given for: --shapes, else what the engine is optimised for."""
+    given = (settings.minimum, settings.maximum, settings.optimum, settings.shapes)
+    return {name: shape for pairs in given for name, shape in pairs}
+
+
 def opt_profiles(settings: ProfileSettings) -> tuple[Shapes, Shapes, Shapes]:
-    """Least, optimal and greatest shape of each input that any was given for; what was not is as the nearest that was."""
-    low, best, high = (dict(shapes) for shapes in (settings.minimum, settings.optimum, settings.maximum))
-    middle = {**low, **high, **best}
-    return {**middle, **low}, middle, {**middle, **high}
+    """Least, optimal and greatest shape of these inputs; bounds that were not given hold what runs, and no more."""
+    run, low, best, high = shapes(settings), *map(dict, (settings.minimum, settings.optimum, settings.maximum))
+    best = {**run, **best}
+    least = {name: tuple(map(min, best[name], run[name])) for name in run}
+    most = {name: tuple(map(max, best[name], run[name])) for name in run}
+    return {**least, **low}, best, {**most, **high}
 
 
 def _build_options(settings: ProfileSettings | SanitizeSettings, profiles: dict[str, Any]) -> BuildOptions:
@@ -116,14 +108,17 @@ def _inputs(path: Path | None) -> tuple[Path, ...]:
 
 
 def inference(spec: Spec, session: Session, timeout: float | None, tell: Tell) -> Workload:
-    """The loop over inferences; the engine is built now, so that tools see it deserialised and run, and nothing else."""
-    if spec.source.suffix == ".onnx" and not (spec.plan is not None and spec.plan.is_file()):
-        tell("building the engine")
-        measuring_models.build(replace(spec, sweep=None), session, tell, timeout_s=timeout)
-    infer = replace(spec, stage="infer", sweep=None)
+    """The loop over inferences; the engine is built now, so that tools see it deserialised and run, and nothing else.
+
+    One that is there is loaded now: what is wrong with it is told here, in the words of the runtime alone.
+    """
+    tell("building the engine")
+    built = measuring_models.build(spec, session, tell, timeout_s=timeout)
+    shapes = {name: tuple(shape) for name, shape in built.result["shapes"].items()}
+    infer = replace(spec, stage="infer", sweep=None, shapes=shapes)
     path = infer.write(session.folder / "infer.spec.json")
     command = Command(inferring_command(path.absolute()), None, process.module_environment())
-    return Workload(command, MEASURE, DOMAIN)
+    return Workload(command, MEASURED, shapes)
 
 
 def kernel(settings: ProfileSettings | SanitizeSettings, session: Session, warmup: int, iterations: int) -> Workload:
@@ -140,13 +135,4 @@ def kernel(settings: ProfileSettings | SanitizeSettings, session: Session, warmu
     spec = LaunchSpec(asked, warmup, iterations, (session.folder / WORKER_RESULT).absolute())
     path = spec.write(session.folder / "launch.spec.json")
     words = process.module_words("probes.targets.launching", str(path.absolute()))
-    return Workload(Command(words, None, process.module_environment()), MEASURE, DOMAIN)
-
-
-def node_names(target: Target) -> tuple[str, ...]:
-    """The names of a model's nodes, by which fused operations are tied to them; none for any other target."""
-    if target.kind is not Kind.MODEL:
-        return ()
-    from harness.models import model
-
-    return tuple(node.proto.name for node in model.load(target.path).nodes if node.proto.name)
+    return Workload(Command(words, None, process.module_environment()), MEASURED)

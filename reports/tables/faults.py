@@ -13,7 +13,7 @@ from reports.pages.sheets import Sheet
 
 NOUN = "fault"
 CAPTION = "One row for each fault at one place of the code; launches count from 0. Calls that only report a fault are not places."
-TITLES = {"checker": "Tool", "kind": "What", "kernel": "Kernel or call", "count": "Times", "range": "Range", "how": "How that is known"}  # fmt: skip
+TITLES = {"checker": "Tool", "kind": "What", "kernel": "Kernel or call", "count": "Times", "range": "Range", "inferred_nodes": "Inferred nodes", "how": "How that is known"}  # fmt: skip
 
 
 def of(results: Sequence[Mapping[str, Any]]) -> tuple[Mapping[str, Any], ...]:
@@ -35,6 +35,7 @@ def _row(fault: Mapping[str, Any]) -> dict[str, Any]:
         "kind": schema.text(fault.get("kind")), "kernel": schema.text(fault.get("kernel")) or schema.text(fault.get("api")),
         "where": f"{file}:{line}" if file and line is not None else file, "count": schema.integer(fault.get("count")),
         "launch": schema.integer(fault.get("launch")), "onnx_nodes": schema.texts(fault.get("onnx_nodes")),
+        "inferred_nodes": schema.texts(fault.get("inferred_nodes")),
         "layer": schema.text(fault.get("layer")), "range": "" if fault.get("layer") else schema.text(fault.get("range")),
         "checker": schema.text(fault.get("checker")), "how": schema.text(fault.get("how")),
     }  # fmt: skip

@@ -120,13 +120,18 @@ def _placed(names: pd.Series[Any], at: Ints, ranges: pd.DataFrame, graph: Graph,
     rows = rows[(rows["range"] != NOWHERE) & rows["name"].notna()].drop_duplicates("range")
     start = ranges.set_index("range_id")["start_ns"]
     rows = rows.assign(start=start.reindex(rows["range"]).to_numpy(), execution=_executions(rows["range"], ranges))
+    runs = [
+        (one["range"].tolist(), tuple(map(str, one["name"])))
+        for _, one in rows.sort_values("start", kind="stable").groupby("execution", sort=False)
+    ]
+    orders = dict.fromkeys(order for _, order in runs)
     solved: dict[tuple[str, ...], list[Origin]] = {}
     found: dict[int, Origin] = {}
-    for _, one in rows.sort_values("start", kind="stable").groupby("execution", sort=False):
-        order = tuple(map(str, one["name"]))
-        if order not in solved:
-            solved[order] = place(order, graph, {name: nodes for name in order if (nodes := told.get(name))})
-        found |= dict(zip(one["range"].tolist(), solved[order], strict=True))
+    for at_ranges, order in runs:  # in the last of them the recording may break off: nodes that did not run yet are no
+        whole = max((one for one in orders if one[: len(order)] == order), key=len)  # part of what did
+        if whole not in solved:
+            solved[whole] = place(whole, graph, {name: nodes for name in whole if (nodes := told.get(name))})
+        found |= dict(zip(at_ranges, solved[whole][: len(order)], strict=True))
     return found
 
 

@@ -13,7 +13,8 @@ import pandas as pd
 from reports.artifact import Artifact
 from reports.columns import validate
 
-FILE = "ties.json"  # artifact name -> [{rows, launch_id, layer, onnx_nodes}]
+FILE = "ties.json"  # artifact name -> [{rows, launch_id, layer, onnx_nodes, inferred_nodes}]
+NODES = ("onnx_nodes", "inferred_nodes")
 
 
 def apply(folder: Path, artifacts: Sequence[Artifact]) -> list[Artifact]:
@@ -31,12 +32,14 @@ def _tied(artifact: Artifact, rows: Any) -> Artifact:
     if not rows or "findings" not in artifact.tables:
         return artifact
     table = artifact.tables["findings"]
-    launch, layer, nodes = (list(table[name]) for name in ("launch_id", "layer", "onnx_nodes"))
+    launch, layer, named, inferred = (list(table[name]) for name in ("launch_id", "layer", *NODES))
     for tie in rows:
         for row in tie.get("rows", ()):
             if 0 <= row < len(table):
                 launch[row] = pd.NA if tie.get("launch_id") is None else int(tie["launch_id"])
-                layer[row], nodes[row] = tie.get("layer"), tuple(tie.get("onnx_nodes", ()))
+                layer[row] = tie.get("layer")
+                named[row], inferred[row] = (tuple(tie.get(name, ())) for name in NODES)
     made = table.assign(launch_id=pd.array(launch, dtype="Int64"), layer=pd.array(layer, dtype="string"))
-    made["onnx_nodes"] = pd.Series(nodes, index=table.index, dtype=object)
+    for name, nodes in zip(NODES, (named, inferred), strict=True):
+        made[name] = pd.Series(nodes, index=table.index, dtype=object)
     return replace(artifact, tables={**artifact.tables, "findings": validate("findings", made)})

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
+from onnx import TensorProto, helper
 
 from harness.tools import tool as found
 from installed import TENSORRT_TRACE, Tools, replaying
@@ -112,10 +113,36 @@ def test_trtexec(tools, model):
     code, result = profile(*words, model, target=())
     assert code == 0
     (call,) = tools.calls("trtexec")
-    assert {"--minShapes=x:1x8", "--optShapes=x:4x8", "--maxShapes=x:4x8"} <= set(call)  # which it takes all or none of
+    assert {"--shapes=x:4x8", "--minShapes=x:1x8", "--optShapes=x:4x8", "--maxShapes=x:4x8"} <= set(call)
     assert {"--fp16", "--iterations=20", "--duration=0", "--separateProfileRun"} <= set(call)
     assert not any(word.startswith("--noDataTransfers") for word in call)
     assert any(head["kind"].startswith("trtexec") for head in result["top"].values())
+
+
+@pytest.mark.parametrize(
+    ("options", "run", "least", "most"),
+    [
+        ((), "1x16", "1x16", "1x16"),  # as random inputs are made: by itself it would take 1x1
+        (("--shapes", "a:2x8"), "2x8", "2x8", "2x8"),
+        (("--max", "a:4x8"), "4x8", "4x8", "4x8"),
+        (("--min", "a:1x8", "--shapes", "a:2x8", "--max", "a:4x8"), "2x8", "1x8", "4x8"),
+        (("--inputs", "fed.npz"), "3x8", "3x8", "3x8"),
+    ],
+    ids=["none given", "shapes", "max", "all", "inputs"],
+)
+def test_trtexec_is_fed_with_what_the_others_are_fed_with(tools, options, run, least, most):
+    values = [helper.make_tensor_value_info(name, TensorProto.FLOAT, ["n", "m"]) for name in "aby"]
+    graph = helper.make_graph([helper.make_node("Add", ["a", "b"], ["y"])], "sum", values[:2], values[2:])
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), "sum.onnx")
+    np.savez("fed.npz", a=np.ones((3, 8), np.float32), b=np.ones((3, 8), np.float32))
+    code, result = profile("--trtexec", *options, "sum.onnx", target=())
+    assert code == 0
+    words = dict(word.split("=", 1) for word in tools.calls("trtexec")[0] if "=" in word)
+    assert words["--shapes"] == f"a:{run},b:{run}"  # one that shares its dimensions with it
+    assert (words["--minShapes"], words["--maxShapes"]) == (f"a:{least},b:{run}", f"a:{most},b:{run}")
+    files = dict(one.split(":") for one in words["--loadInputs"].split(","))
+    assert {Path(file).stat().st_size for file in files.values()} == {4 * np.prod([int(n) for n in run.split("x")])}
+    assert f"a {run}, b {run}" in steps(result)["trtexec"]["notes"][-1]
 
 
 def test_a_model_is_timed_in_fp32_by_every_tool_unless_asked(tools, model):
@@ -134,11 +161,18 @@ def test_without_trtexec_the_same_is_measured_in_process(tools, model):
     assert result["top"]["measurement.json"]["median_ns"]["latency_ns"] > 0
 
 
-def test_a_model_on_a_machine_without_a_gpu_is_measured_with_onnx_runtime(tools, model):
+def test_on_a_machine_without_a_gpu_a_model_is_measured_with_onnx_runtime_on_shapes_on_which_it_runs(tools):
+    values = [
+        helper.make_tensor_value_info(name, TensorProto.FLOAT, shape) for name, shape in (("x", [1, "n"]), ("y", None))
+    ]
+    rows = helper.make_tensor("rows", TensorProto.INT64, [2], [-1, 64])  # windows of 64, and not of the 16 tried first
+    graph = helper.make_graph([helper.make_node("Reshape", ["x", "rows"], ["y"])], "g", values[:1], values[1:], [rows])
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), "windows.onnx")
     tools.set("nvidia-smi", mode="none")
-    code, result = profile("--iterations", 5, "--warmup", 1, model, target=())
+    code, result = profile("--iterations", 5, "--warmup", 1, "windows.onnx", target=())
     assert code == 0
-    assert set(steps(result)) == {"inprocess", "ort"}
+    assert {name: step["notes"][-1] for name, step in steps(result).items()} == {
+        "inprocess": "x 1x64: random values", "ort": "x 1x64: random values"}  # fmt: skip
     assert tools.calls("nsys") == []
 
 
@@ -188,6 +222,27 @@ def test_a_failing_tool_is_told_with_what_to_do(tools, capsys, tool, behaviour, 
     assert Path("run/manifest.json").exists()
 
 
+@pytest.mark.parametrize(
+    ("target", "options", "lost"),
+    [
+        ("bad.onnx", ("--nsys", "--ncu", "--trtexec"), "trtexec, nsys, ncu"),
+        ("bad.onnx", (), "inprocess, nsys"),
+        ("bad.plan", ("--nsys", "--ncu"), "nsys, ncu"),
+    ],
+    ids=["every tool", "no tool named", "engine"],
+)
+def test_a_target_that_fails_is_told_once(tools, capsys, target, options, lost):
+    Path(target).write_bytes(b"neither model nor engine")
+    code, result = profile(*options, target, target=())
+    assert code == 2
+    ((name, step),) = steps(result).items()
+    assert (name, step["status"]) == ("preparation", "failed")
+    assert step["error"].startswith("bad.")
+    assert step["error"].endswith(f"not run, for they would fail the same way: {lost}")
+    assert capsys.readouterr().out.count("bad.") == 1
+    assert not any(tools.calls(tool) for tool in ("nsys", "ncu", "trtexec"))
+
+
 def test_one_failing_tool_does_not_keep_the_other_from_running(tools):
     tools.set("nsys", mode="crash")
     code, result = profile("--nsys", "--ncu")
@@ -209,6 +264,7 @@ def test_a_range_that_is_never_entered(tools):
     code, result = profile("--nsys", "--range", "step")
     assert code == 125
     assert "the range step was never entered" in steps(result)["nsys"]["error"]
+    assert "--range 'step@*'" in steps(result)["nsys"]["hint"]
 
 
 def test_a_range_that_closes_before_its_kernels_end(tools, tmp_path):
@@ -222,6 +278,9 @@ def test_a_range_that_closes_before_its_kernels_end(tools, tmp_path):
     error = steps(result)["nsys"]["error"]
     assert "none of the 485 kernels that the range step launched ended before it closed" in error
     assert "synchronise before the range closes" in steps(result)["nsys"]["hint"]
+    code, result = profile("--nsys", out="all")
+    assert code == 125
+    assert "saw 485 launches and not one of their kernels: it does not fit the driver" in steps(result)["nsys"]["error"]
 
 
 def test_the_exit_code_of_the_program_is_kept_apart(tools):
@@ -323,6 +382,11 @@ USAGE = [
     (("--ort",), PROGRAM, "--ort needs a model, not a command"),
     (("--shapes", "x:1x2"), PROGRAM, "--shapes belongs to a model"),
     (("--nsys", "--launch-count", "3"), PROGRAM, "--launch-count belongs to --ncu"),
+    (("--nsys", "--metrics", "full"), PROGRAM, "--metrics belongs to --ncu"),
+    (("--ncu", "--cpu"), PROGRAM, "--cpu belongs to --nsys"),
+    (("--trtexec", "--range", "a@b", "chain.onnx"), (), "--range belongs to --nsys and --ncu"),
+    (("--nsys", "--range", "a@"), PROGRAM, "expected NAME or NAME@DOMAIN"),
+    (("--nsys", "--ncu", "--range", "a@*"), PROGRAM, "only nsys takes a range of any domain"),
     (("--sweep", "x:1=9..3"), PROGRAM, "expected sizes that grow"),
     (("--sweep", "x=9"), PROGRAM, "such as ids:1=16..512:16"),
     (("--trace", "cu da"), PROGRAM, "such as cuda,nvtx"),
@@ -341,45 +405,39 @@ def test_what_does_not_fit_is_told(tools, model, capsys, words, target, message)
 
 def test_a_model_that_is_none(tools, capsys):
     Path("wrong.onnx").write_bytes(b"this is no model")
-    code, result = profile("--backend", "ort-cpu", "wrong.onnx", target=())
+    code, result = profile("--nsys", "wrong.onnx", target=())
     assert code == 2
-    assert steps(result)["inprocess"]["error"].startswith("wrong.onnx: content: expected an ONNX model")
+    assert steps(result)["preparation"]["error"].startswith("wrong.onnx: content: expected an ONNX model")
+    assert "not run" not in steps(result)["preparation"]["error"]  # nothing else was asked for
     kept = [path for path in Path("run").rglob("*") if path.is_file() and path.parent.name not in ("logs", "model")]
     assert not [path for path in kept if str(Path.cwd()) in path.read_text()]  # nothing says where the files lie
-
-
-def test_an_engine_that_is_none_is_told_by_the_process_under_the_tool(tools):
-    Path("wrong.plan").write_bytes(b"this is no engine")
-    code, result = profile("--nsys", "wrong.plan", target=())
-    assert code == 125
-    assert steps(result)["nsys"]["error"].startswith("wrong.plan is no engine")
 
 
 SCALE = 'extern "C" __global__ void scale(float* x) { x[0] = 1; }\n'
 
 
 @pytest.mark.parametrize(
-    ("words", "code", "message"),
+    ("words", "code", "message", "step"),
     [
-        ((), 2, "how is k.cu launched?"),
-        (("--grid", 1, "--block", 1), 2, "x"),
-        (("--grid", 1, "--block", 1, "--args", "x.npz"), 125, "there is no NVIDIA driver here"),
+        ((), 2, "how is k.cu launched?", "preparation"),
+        (("--grid", 1, "--block", 1), 2, "no value for x", "preparation"),
+        (("--grid", 1, "--block", 1, "--args", "x.npz"), 125, "there is no NVIDIA driver here", "nsys"),
     ],
     ids=["no launch", "no arguments", "no GPU"],
 )
-def test_what_is_wrong_with_a_kernel_is_told_and_not_that_none_was_recorded(tools, words, code, message):
+def test_what_is_wrong_with_a_kernel_is_told_once_and_not_that_none_was_recorded(tools, words, code, message, step):
     Path("k.cu").write_text(SCALE)
     np.savez("x.npz", x=np.zeros(1, np.float32))
     if "x.npz" in words and Path("/dev/nvidia0").exists():
         pytest.skip("there is a GPU here")
-    got, result = profile("--nsys", *words, "k.cu", target=())
-    assert got == code
-    assert message in steps(result)["nsys"]["error"].splitlines()[0]
+    got, result = profile("--nsys", "--ncu", *words, "k.cu", target=())
+    assert (got, list(steps(result))) == (code, [step])
+    first, *_, last = steps(result)[step]["error"].splitlines()
+    assert message in first
+    assert last == f"not run, for they would fail the same way: {'nsys, ' * (step == 'preparation')}ncu"
 
 
 def test_a_sweep_is_one_engine_and_one_curve(tools, capsys):
-    from onnx import TensorProto, helper
-
     node = helper.make_node("Relu", ["x"], ["y"])
     values = [helper.make_tensor_value_info(name, TensorProto.FLOAT, ["n", 8]) for name in ("x", "y")]
     graph = helper.make_graph([node], "relu", values[:1], values[1:])

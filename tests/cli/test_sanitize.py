@@ -14,18 +14,24 @@ import numpy as np
 import onnx
 import pytest
 
+import recorded_encoder
+from harness.models import graph as graphs
+from harness.models.model import from_proto
+from harness.record import Command, Session
 from harness.tools import sanitizer
 from harness.tools import tool as found
-from installed import TENSORRT_TRACE, Tools, replaying
+from installed import OPTIONS, TENSORRT_TRACE, Tools, replaying
 from places import DATA
 from probes import cli
 from probes.sanitizing import options as sanitize_options
+from probes.targets.workloads import Workload
 from small_models import planted_chain
 
 PROGRAM = (sys.executable, "-S", "-c", "pass")
 KERNEL = (
     "sm80_xmma_gemm_f32f32_f32f32_f32_tn_n_tilesize64x64x8_stage3_warpsize1x4x1_ffma_aligna4_alignc4_execute_kernel_trt"
 )
+PRODUCT = KERNEL.replace("_tn_n_", "_nn_n_")  # of query, key and value in one: an operation that names no node
 LAYER = "{ForeignNode[l0.q + (Unnamed Layer* 1) [Shuffle]...out]}"
 CLEAN = {"memcheck": None, "racecheck": None, "initcheck": None, "synccheck": None}
 
@@ -86,6 +92,28 @@ def test_a_finding_ends_at_the_launch_the_layer_and_the_nodes(tools, capsys):
     assert "l2_qk_matrix_multiply" in "".join(capsys.readouterr().out.split())
     _check_what_was_run(tools)
     _check_the_report()
+
+
+def test_nodes_that_no_name_tells_are_inferred_from_the_model_and_marked(tools, capsys, monkeypatch):
+    def prepared(_: object, session: Session, tell: object) -> Workload:
+        document = graphs.document(from_proto(recorded_encoder.make(), Path("encoder.onnx")))
+        session.write_json("raw/model.graph.json", document)  # as the build of the engine leaves it
+        return Workload(Command(PROGRAM))
+
+    monkeypatch.setattr("probes.targets.workloads.for_sanitizer", prepared)
+    tools.set("compute-sanitizer", kernel=PRODUCT, faulty=0)
+    code, result = sanitize("--no-follow")
+    assert code == 1
+    fault = result["findings"][0]
+    assert (fault["layer"], fault["onnx_nodes"], fault["inferred_nodes"]) == (LAYER, [], ["l0.q", "l0.k", "l0.v"])
+    assert (result["onnx_nodes"], result["inferred_nodes"]) == ([], ["l0.q", "l0.k", "l0.v"])
+    assert "l0.q,l0.k,l0.v(inferred)" in "".join(capsys.readouterr().out.split()).replace("│", "")
+    assert cli.run(["report", "run", "--tables", "tables"]) == 0
+    assert next(Path("tables").glob("memcheck.xml*/findings.csv")).read_text().count("l0.v") == 28
+    page = Path("run/report.html").read_text()
+    assert "Inferred nodes" in page
+    assert "ONNX nodes l0.q, l0.k, l0.v (inferred)" in page
+    assert "l0.v" in page[page.index(">Faults</h2>") :]
 
 
 def _check_what_was_run(tools: Tools) -> None:
@@ -304,10 +332,43 @@ def test_a_model_is_run_by_a_worker_of_ours(tools):
 
 def test_a_model_that_could_not_be_run_is_not_called_clean(tools):
     Path("wrong.plan").write_bytes(b"this is no engine")
-    tools.set("compute-sanitizer", **CLEAN)
     code, result = sanitize("wrong.plan", target=())
-    assert (code, result["status"]) == (125, "failed")
-    assert ran(result)["memcheck"]["error"].startswith("wrong.plan is no engine")
+    assert (code, result["status"]) == (2, "failed")
+    assert ran(result)["preparation"]["error"].startswith("wrong.plan is no engine")
+    assert tools.calls("compute-sanitizer") == []
+
+
+def test_a_kernel_that_could_not_be_launched_is_not_called_clean(tools):
+    Path("scale.cu").write_text(FAULTY)
+    tools.set("compute-sanitizer", **CLEAN)
+    np.savez("args.npz", out=np.zeros(40, np.float32), **{"in": np.ones(40, np.float32)}, n=np.int32(40))
+    code, result = sanitize("--grid", 1, "--block", 64, "--args", "args.npz", "scale.cu", target=())
+    assert (code, result["status"]) == (125, "failed")  # the fake tools say that there is a GPU, and there is none
+    assert ran(result)["memcheck"]["error"]
+
+
+def test_launches_that_were_not_checked_are_no_clean_bill(tools):
+    tools.set("compute-sanitizer", **CLEAN)
+    said = ("========= Internal Sanitizer Error: The Sanitizer encountered an error while launching gemm and didn't track the launch."
+            " Errors might go undetected. (Unable to allocate enough memory to perform the requested operation)")  # fmt: skip
+    code, result = sanitize(target=(sys.executable, "-S", "-c", f"print({said!r}); print({said!r})"))
+    assert (code, result["status"], result["findings"]) == (125, "failed", [])
+    assert "could not check 2 of the program's launches" in ran(result)["memcheck"]["error"]
+
+
+def test_a_range_is_for_a_checker_that_knows_ranges(tools, capsys):
+    assert sanitize("--range", "step@app") == (2, {})
+    assert "--range needs compute-sanitizer 2026.4 or newer, and 2025.3.1 is here" in capsys.readouterr().err
+
+
+def test_a_range_is_selected_as_pushed_and_as_started(tools):
+    tools.set(
+        "compute-sanitizer", version="2026.4.0", options=f"{OPTIONS['compute-sanitizer']} --nvtx-include", **CLEAN
+    )
+    code, _ = sanitize("--range", "step@app")
+    assert code == 0
+    (call,) = tools.calls("compute-sanitizer")
+    assert [call[at + 1] for at, word in enumerate(call) if word == "--nvtx-include"] == ["app@step/", "app@step"]
 
 
 FAULTY = """

@@ -31,7 +31,7 @@ OPTIONS = {
     "ncu": "--target-processes --nvtx --nvtx-include --kernel-name --launch-skip --launch-count --replay-mode --clock-control"
     " --set --section --csv --page --print-units --log-file --force-overwrite --export",
     "compute-sanitizer": "--tool --leak-check --xml --save --kernel-name --launch-skip --launch-count --target-processes"
-    " --error-exitcode --print-limit",
+    " --error-exitcode --print-limit --launch-timeout --report-api-errors",
     "trtexec": "--onnx --loadEngine --shapes --minShapes --optShapes --maxShapes --fp16 --bf16 --int8 --noTF32 --loadInputs"
     " --staticPlugins --iterations --duration --warmUp --avgRuns --useCudaGraph --useSpinWait --noDataTransfers"
     " --profilingVerbosity --separateProfileRun --dumpProfile --exportTimes --exportProfile --exportLayerInfo"

@@ -124,7 +124,7 @@ def test_signatures_name_the_stage_and_how_the_build_ended():
         == "build: *: K = # is wrong"
     )
     assert signatures(BuildResult("parse", False, errors=(error, again, other))) == (
-        "parse: UNSUPPORTED_NODE Det checkDet false", "parse: INVALID_NODE TopK K = # is wrong")  # fmt: skip
+        "parse: UNSUPPORTED_NODE Det checkDet", "parse: INVALID_NODE TopK K = # is wrong")  # fmt: skip
 
 
 def test_verdicts_fail_only_with_the_wanted_failure():
@@ -308,7 +308,7 @@ def test_one_failure_can_hide_another(tmp_path):
     everything = set(range(len(model.nodes)))
     whole = builder(everything)
     without_coin = builder(everything - node_indices(model, "coin"))
-    assert signature(whole) == "parse: UNSUPPORTED_NODE Bernoulli checkBernoulli false"
+    assert signature(whole) == "parse: UNSUPPORTED_NODE Bernoulli checkBernoulli"
     assert signature(without_coin).startswith("build: ")
     assert "K exceeds the maximum value" in signature(without_coin)
     assert blamed(whole) >= {"coin"}

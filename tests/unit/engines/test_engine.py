@@ -254,8 +254,9 @@ def test_what_the_process_met_is_raised_as_what_it_was(session, chain, values, k
 
 
 def test_failed_inference_has_an_exit_code_and_an_error_of_its_own(session, tmp_path):
-    model = make_proto([helper.make_node("Gather", ["t", "i"], ["y"], name="pick")], [("i", TensorProto.INT64, [1])],
-                       [("y", F)], {"t": np.ones((3, 2), np.float32)})  # fmt: skip
+    nodes = [helper.make_node("Add", ["i", "far"], ["at"]), helper.make_node("Gather", ["t", "at"], ["y"], name="pick")]
+    model = make_proto(nodes, [("i", TensorProto.INT64, [1])], [("y", F)],
+                       {"t": np.ones((3, 2), np.float32), "far": np.array([7])})  # fmt: skip
     onnx.save(model, tmp_path / "m.onnx")
     np.savez(tmp_path / "i.npz", i=np.array([7]))
     with pytest.raises(measuring_models.InferenceFailed, match="pick") as caught:
@@ -263,12 +264,22 @@ def test_failed_inference_has_an_exit_code_and_an_error_of_its_own(session, tmp_
             spec(session, tmp_path / "m.onnx", inputs=(tmp_path / "i.npz",)), session, timeout_s=60
         )
     assert caught.value.run.returncode == inferring.EXIT_LAUNCH
+    assert caught.value.hint is None
+    with pytest.raises(measuring_models.InferenceFailed) as caught:  # of made-up values, so they may be the reason
+        measuring_models.measure(spec(session, tmp_path / "m.onnx", seed=1), session, timeout_s=60)
+    assert caught.value.hint == inferring.MADE_UP
 
 
 def test_a_process_that_dies_or_hangs_is_told_with_its_last_words(session, chain, monkeypatch, fake):
     monkeypatch.setattr(measuring_models, "command", lambda path: fake("say", "out", "last words", 3))
     with pytest.raises(ToolFailed, match=r"measure process died \(exit code 3\): last words"):
         measuring_models.measure(spec(session, chain), session, timeout_s=60)
+    monkeypatch.setattr(
+        measuring_models, "command", lambda path: fake("say", "", "OSError: [Errno 28] No space left on device", 1)
+    )
+    with pytest.raises(ToolFailed, match=r"died \(exit code 1\): the disk is full$") as caught:
+        measuring_models.measure(spec(session, chain), session, timeout_s=60)
+    assert "--out FOLDER" in str(caught.value.hint)
     monkeypatch.setattr(measuring_models, "command", lambda path: fake("hang"))
     with pytest.raises(ToolTimeout, match="stopped after"):
         measuring_models.measure(spec(session, chain), session, timeout_s=0.5)

@@ -9,6 +9,7 @@ import pytest
 from harness.record import Command, ToolRun
 from harness.tools import ncu
 from harness.tools.ncu import Options
+from harness.tools.nvtx_range import NvtxRange
 from harness.tools.tool import Tool
 
 TOOL = Tool("ncu", Path("/bin/ncu"), (2025, 3, 1))
@@ -30,8 +31,11 @@ def test_the_whole_line():
     ]  # fmt: skip
 
 
-def test_a_range_that_is_pushed_has_a_slash_after_it():
-    assert after("--nvtx-include", words(Options(range="probe@measure"))) == ["probe@measure/"]
+def test_a_range_is_looked_for_as_pushed_and_as_started():
+    assert after("--nvtx-include", words(Options(range=NvtxRange("measure", "probe")))) == [
+        "probe@measure/",
+        "probe@measure",
+    ]
 
 
 def test_kernels_match_a_regular_expression():

@@ -9,6 +9,7 @@ import pytest
 from harness.record import Command
 from harness.tools import nsys
 from harness.tools.nsys import Options
+from harness.tools.nvtx_range import NvtxRange
 from harness.tools.tool import Tool
 from places import DATA
 
@@ -58,7 +59,7 @@ def test_environment_and_folder_are_the_program_s_and_the_time_out_ours():
     ids=["2025", "2021"],
 )
 def test_a_captured_range_leaves_the_program_running(tool, there, absent):
-    made = set(words(Options(capture="measure@probe"), tool))
+    made = set(words(Options(capture=NvtxRange("measure", "probe")), tool))
     assert made >= {
         "--capture-range=nvtx",
         "--nvtx-capture=measure@probe",

@@ -6,8 +6,10 @@ from pathlib import Path
 
 import pytest
 
+from harness.errors import UsageError
 from harness.record import Command, ToolRun
 from harness.tools import sanitizer
+from harness.tools.nvtx_range import NvtxRange
 from harness.tools.sanitizer import FOUND_CODE, Options
 from harness.tools.tool import Tool
 
@@ -19,7 +21,7 @@ V2022 = Tool(
     "compute-sanitizer", Path("/bin/cs"), (2022, 4, 1), frozenset({"--kernel-regex", "--launch-count", "--launch-skip"})
 )
 V2021 = Tool("compute-sanitizer", Path("/bin/cs"), (2021, 1, 0), frozenset({"--filter"}))
-V2026 = Tool("compute-sanitizer", Path("/bin/cs"), (2026, 4, 0), V2025.options | {"--nvtx-include"})
+V2026 = Tool("compute-sanitizer", Path("/bin/cs"), (2026, 4, 0), V2025.options | {"--nvtx-include", "--launch-timeout"})
 
 
 def words(options: Options, tool: Tool = V2025) -> list[str]:
@@ -29,7 +31,7 @@ def words(options: Options, tool: Tool = V2025) -> list[str]:
 def test_the_whole_line():
     assert words(Options(leaks=True)) == [
         "/bin/cs", "--tool", "memcheck", "--target-processes", "all", "--error-exitcode", str(FOUND_CODE), "--print-limit", "100",
-        "--leak-check", "full", "--xml", "--save", "/out/a.xml", "./app", "x",
+        "--leak-check", "full", "--report-api-errors", "explicit", "--xml", "--save", "/out/a.xml", "./app", "x",
     ]  # fmt: skip
 
 
@@ -50,9 +52,19 @@ def test_leaks_belong_to_memcheck():
 
 
 def test_ranges_only_where_the_tool_knows_them():
-    assert "--nvtx-include" not in words(Options(range="probe@measure"))
-    line = words(Options(range="probe@measure"), V2026)
-    assert line[line.index("--nvtx-include") + 1] == "probe@measure/"
+    sanitizer.check_ranges(V2026)
+    line = words(Options(range=NvtxRange("measure", "probe")), V2026)
+    assert [line[at + 1] for at, word in enumerate(line) if word == "--nvtx-include"] == [
+        "probe@measure/",
+        "probe@measure",
+    ]
+    with pytest.raises(UsageError, match=r"2026\.4 or newer, and 2025\.3\.1 is here"):
+        sanitizer.check_ranges(V2025)
+
+
+def test_a_program_may_be_slow_to_come_to_its_first_launch():
+    line = words(Options(), V2026)  # by default it gives up after a minute, and checks nothing
+    assert line[line.index("--launch-timeout") + 1] == "0"
 
 
 def test_counting_launches():

@@ -3,12 +3,20 @@
 from __future__ import annotations
 
 import gzip
+import json
+import shutil
+import sqlite3
+from dataclasses import replace
+from pathlib import Path
 
 import pandas as pd
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+import recorded_encoder
+from harness.models import graph as graphs
+from harness.models.model import from_proto
 from places import DATA
 from probes.sanitizing import locating, suspects
 from reports.columns import validate
@@ -85,10 +93,57 @@ def test_a_launch_is_looked_up_in_order_of_the_calls(trace):
     assert again.operation == place.operation
 
 
-def test_with_the_model_at_hand_the_nodes_are_its_own(trace):
-    place = locating.at_launch(trace, GEMM, 0, known=("l0.qk", "l0.pv", "l1.qk"))
+@pytest.fixture(scope="module")
+def model(trace):
+    """The recorded model's graph, as the preparation leaves it beside the timeline."""
+    document = graphs.document(from_proto(recorded_encoder.make(), Path("encoder.onnx")))
+    path = trace.path.with_name("model.graph.json")
+    path.write_text(json.dumps(document), encoding="utf-8")
+    return detect.read(path)
+
+
+def launch_of(trace, operation: str) -> tuple[str, int]:
+    """A kernel of an operation, by a part of its name, and the number of its launch."""
+    kernels = trace.tables["kernels"]
+    row = kernels[kernels["operation"].astype("string").str.startswith(operation).fillna(False)].iloc[0]
+    part = locating.fragment(str(row["kernel"]))
+    launches = locating.matching(trace, part)
+    return part, launches.index.get_loc(row.name)
+
+
+def test_with_the_model_at_hand_the_nodes_are_its_own(trace, model):
+    place = locating.at_launch(locating.tied(trace, [model]), GEMM, 0)
     assert place is not None
-    assert place.onnx_nodes == ("l0.qk",)
+    assert (place.onnx_nodes, place.inferred_nodes) == (("l0.qk",), ())
+
+
+def test_nodes_that_no_name_tells_are_inferred_from_the_model_and_kept_apart(trace, model):
+    part, launch = launch_of(trace, "fc__mye")  # the product of query, key and value, under a name of Myelin's own
+    place = locating.at_launch(trace, part, launch)
+    assert place is not None
+    assert (place.onnx_nodes, place.inferred_nodes) == ((), ())
+    place = locating.at_launch(locating.tied(trace, [model]), part, launch)
+    assert place is not None
+    assert (place.onnx_nodes, place.inferred_nodes) == ((), ("l0.q", "l0.k", "l0.v"))
+
+
+def test_a_recording_that_ends_within_an_inference_ties_it_as_the_others(trace, model):
+    whole = locating.tied(trace, [model]).tables["kernels"].sort_values("launch_ns")
+    cut = replace(trace, tables={**trace.tables, "kernels": whole.iloc[:200]})
+    kernels = locating.tied(cut, [model]).tables["kernels"]
+    assert kernels["inferred_nodes"].tolist() == whole["inferred_nodes"].tolist()[:200]
+    assert (
+        kernels["inferred_nodes"].iloc[199][-1] == "l3.gelu.half"
+    )  # the last that ran: nothing of what comes after it
+
+
+def test_nothing_is_inferred_of_a_timeline_that_broke_off(broken, model):
+    assert locating.failed_call(broken) is not None
+    tied = locating.tied(broken, [model])
+    assert not tied.tables["kernels"]["inferred_nodes"].map(bool).any()
+    place = locating.at_launch(tied, GEMM, 0)
+    assert place is not None
+    assert place.onnx_nodes == ("l0.qk",)  # what names tell stays
 
 
 def test_a_launch_that_the_timeline_does_not_reach(trace):
@@ -103,19 +158,22 @@ def test_the_only_layer_that_launches_a_kernel(trace):
     assert locating.only_place(trace, "no_such_kernel") is None
 
 
-def test_the_first_call_that_failed(trace, tmp_path):
-    import shutil
-    import sqlite3
-
-    assert locating.failed_call(trace) is None  # every call of the recorded run went well
-    path = tmp_path / "failed.sqlite"
+@pytest.fixture(scope="module")
+def broken(trace, tmp_path_factory):
+    """The timeline as it were, had the third of these launches failed."""
+    path = tmp_path_factory.mktemp("broken") / "failed.sqlite"
     shutil.copy(trace.path, path)
     kernels = trace.tables["kernels"]
     launch = int(locating.matching(trace, GEMM).iloc[2]["launch_ns"])
     assert len(kernels[kernels["launch_ns"] == launch]) == 1
     with sqlite3.connect(path) as database:
         database.execute("UPDATE CUPTI_ACTIVITY_KIND_RUNTIME SET returnValue = 700 WHERE start >= ?", (launch,))
-    place = locating.failed_call(detect.read(path))
+    return detect.read(path)
+
+
+def test_the_first_call_that_failed(trace, broken):
+    assert locating.failed_call(trace) is None  # every call of the recorded run went well
+    place = locating.failed_call(broken)
     assert place is not None
     assert (place.layer, place.operation) == (LAYER, "l2_qk_matrix_multiply")
     assert "returned 700" in place.how

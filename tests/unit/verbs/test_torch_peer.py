@@ -81,7 +81,7 @@ def card(monkeypatch):
         "is_available": lambda: True,
     }.items():  # fmt: skip
         monkeypatch.setattr(torch.cuda, name, stand_in)
-    monkeypatch.setattr(routes, "WHERE", "cpu")
+    monkeypatch.setattr(routes, "CUDA", "cpu")
     monkeypatch.setattr(run, "MOST", run.FEWEST)  # what PyTorch does here takes no time on the stand-in
     compiled = []
     monkeypatch.setattr(torch, "compile", lambda forward, backend: compiled.append(backend) or forward)
