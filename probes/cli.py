@@ -215,8 +215,8 @@ def ladder_bert(json_file: Path | None, **values: Any) -> int:
       probe ladder bert --weights DIR --inputs text.npz          the user's model on real text
       probe ladder bert --config tiny --routes kernels,onnx      without a GPU: results alone
 
-    Exit codes: 0 every step is as right as its precision lets it, 1 one is not, 2 usage, 125 nothing could be measured,
-    130 interrupted (what was measured is kept).
+    Exit codes: 0 every step is as right as its precision lets it, 1 one is not, 2 usage, 125 nothing could be measured
+    or a step of our kernels failed, 130 interrupted (what was measured is kept).
     """
     from probes.laddering import running as laddering
     from probes.laddering import screen

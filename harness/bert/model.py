@@ -197,6 +197,17 @@ def _linear(weights: Weights, names: list[str]) -> tuple[np.ndarray, np.ndarray]
     return kernel, np.concatenate([weights[f"{name}.bias"] for name in names])
 
 
+@dataclass(frozen=True)
+class Linear8:
+    """A linear layer in INT8: inputs are divided by `share`, float32 [in], and rounded to `step`; weights are int8
+    [in, out] that hold the share, each output's with a step of its own, float32 `steps` [out]."""
+
+    share: np.ndarray
+    step: float
+    weights: np.ndarray
+    steps: np.ndarray
+
+
 # Graph
 
 
@@ -254,12 +265,14 @@ def _numbered(name: str) -> Iterator[str]:
 
 
 def build_onnx(config: BertConfig, weights: Weights, *, opset: int = 17, layer_norm: LayerNorm = "decomposed",
-               merged_qkv: bool = False, mask_value: float = -10000.0) -> onnx.ModelProto:  # fmt: skip
+               merged_qkv: bool = False, mask_value: float = -10000.0,
+               int8: Mapping[str, Linear8] | None = None) -> onnx.ModelProto:  # fmt: skip
     """The encoder: int64 `input_ids`, `token_type_ids`, `attention_mask` [B, S] -> float32 `last_hidden_state` [B, S, E].
 
     `layer_norm="fused"` uses the LayerNormalization operator (opset 17 on); `merged_qkv` computes query, key and value
     in one product; `mask_value` is added to the scores of hidden positions: (1 - attention_mask) * mask_value, as
-    exporters do with -10000 or, newer, with the lowest float32. Raises UsageError if options or weights do not fit.
+    exporters do with -10000 or, newer, with the lowest float32. `int8` are the linear layers that get Q/DQ nodes, by
+    name (`narrowing.linears`). Raises UsageError if options or weights do not fit.
     """
     if opset not in OPSETS:
         raise UsageError(f"BERT: opset {opset} is not supported", hint=f"opset {OPSETS.start} to {OPSETS.stop - 1}")
@@ -269,7 +282,7 @@ def build_onnx(config: BertConfig, weights: Weights, *, opset: int = 17, layer_n
         )
     check_weights(config, weights)
     graph = _Graph(opset)
-    _Bert(config, weights, graph, fused_norm=layer_norm == "fused", merged_qkv=merged_qkv).build(mask_value)
+    _Bert(config, weights, graph, layer_norm == "fused", merged_qkv, int8 or {}).build(mask_value)
     ids = [helper.make_tensor_value_info(name, TensorProto.INT64, ["B", "S"]) for name in INPUTS]
     graph.proto.input.extend(ids)
     graph.proto.output.append(helper.make_tensor_value_info(OUTPUT, TensorProto.FLOAT, ["B", "S", config.hidden_size]))
@@ -285,6 +298,7 @@ class _Bert:
     graph: _Graph
     fused_norm: bool
     merged_qkv: bool
+    int8: Mapping[str, Linear8]
 
     def build(self, mask_value: float) -> None:
         mask = self.mask(mask_value)
@@ -356,8 +370,21 @@ class _Bert:
         """x kernel + bias; `sources` are the scopes of the weights, if not `scope` itself."""
         kernel, bias = _linear(self.weights, [_weight_name(name) for name in sources or [scope]])
         name = _weight_name(scope)
-        product = self.graph.op("MatMul", scope, x, self.graph.constant(f"{name}.kernel", kernel))
+        if name in self.int8:
+            product = self.graph.op("MatMul", scope, *self.rounded(x, scope, name))
+        else:
+            product = self.graph.op("MatMul", scope, x, self.graph.constant(f"{name}.kernel", kernel))
         return self.graph.op("Add", scope, product, self.graph.constant(f"{name}.bias", bias))
+
+    def rounded(self, x: str, scope: str, name: str) -> tuple[str, str]:
+        """Both sides of a product as INT8 holds them: the input by one step for all, the weights by one for each output."""
+        op, constant, narrow = self.graph.op, self.graph.constant, self.int8[name]
+        x = op("Mul", scope, x, constant(f"{name}.share", 1 / narrow.share))
+        step = (constant(f"{name}.step", np.float32(narrow.step)), constant("int8_zero", np.int8(0)))
+        x = op("DequantizeLinear", scope, op("QuantizeLinear", scope, x, *step), *step)
+        held = (constant(f"{name}.int8", narrow.weights), constant(f"{name}.steps", narrow.steps))
+        zeros = constant(f"int8_zeros_{narrow.steps.size}", np.zeros(narrow.steps.shape, np.int8))
+        return x, op("DequantizeLinear", scope, *held, zeros, axis=1)
 
     def norm(self, x: str, scope: str) -> str:
         """LayerNorm over the last axis."""

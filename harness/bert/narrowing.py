@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from harness.bert.model import Weights
+from harness.bert.model import BertConfig, Linear8, Weights
 
 Array = np.ndarray[Any, Any]
 INT8_LARGEST, INT4_LARGEST = 127, 7
@@ -35,8 +36,7 @@ def quantise_linear(kernel: Array, inputs: Array, outputs: Array, *, smooth: boo
     because a row of weights with a larger step gives results with one.
     """
     inputs, outputs = np.maximum(inputs, LEAST), np.maximum(outputs, LEAST)
-    columns = np.maximum(np.abs(kernel).max(axis=0), LEAST)
-    share = inputs**MIGRATED / columns ** (1 - MIGRATED) if smooth else np.ones_like(inputs)
+    share = _share(kernel, inputs) if smooth else np.ones_like(inputs)
     step = float((inputs / share).max()) / INT8_LARGEST
     moved = kernel * share
     rows = np.maximum(np.abs(moved).max(axis=1), LEAST)
@@ -51,6 +51,43 @@ def quantise_linear(kernel: Array, inputs: Array, outputs: Array, *, smooth: boo
     return Quantised(
         weights, factor, np.asarray(step * share, np.float32), np.asarray(step * row_steps / factor, np.float32)
     )
+
+
+def _share(kernel: Array, inputs: Array) -> Array:
+    """[in]: what each input channel is divided by, and its column of the weights [out, in] multiplied with."""
+    columns = np.maximum(np.abs(kernel).max(axis=0), LEAST)
+    return np.asarray(inputs**MIGRATED / columns ** (1 - MIGRATED))
+
+
+def linears(config: BertConfig, weights: Weights, channels: Mapping[str, Array]) -> dict[str, Linear8]:
+    """Every linear layer of the encoder in INT8 by its name, Q, K and V merged.
+
+    `channels` are the largest values by the names that `bert_reference.forward` observes.
+    """
+    found = {}
+    for number in range(config.layers):
+        scope, layer = f"encoder.layer.{number}", f"layer.{number}"
+        sources = {
+            "attention.self.qkv": f"layer.{number - 1}" if number else "embeddings",
+            "attention.output.dense": f"{layer}.context",
+            "intermediate.dense": f"{layer}.middle",
+            "output.dense": f"{layer}.gelu",
+        }
+        for name, source in sources.items():
+            parts = [name.replace("qkv", part) for part in ("query", "key", "value")] if "qkv" in name else [name]
+            kernel = np.concatenate([weights[f"{scope}.{part}.weight"] for part in parts])
+            found[f"{scope}.{name}"] = _linear8(np.asarray(kernel, np.float32), np.maximum(channels[source], LEAST))
+    return found
+
+
+def _linear8(kernel: Array, inputs: Array) -> Linear8:
+    """From weights [out, in] and how large each input channel gets."""
+    share = _share(kernel, inputs)
+    moved = kernel * share
+    steps = np.maximum(np.abs(moved).max(axis=1), LEAST) / INT8_LARGEST
+    rounded = np.rint(moved / steps[:, None]).astype(np.int8)
+    step = float((inputs / share).max()) / INT8_LARGEST
+    return Linear8(share.astype(np.float32), step, np.ascontiguousarray(rounded.T), steps.astype(np.float32))
 
 
 def pack_int4(kernel: Array, group: int) -> tuple[Array, Array]:

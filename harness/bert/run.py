@@ -21,6 +21,7 @@ Array = np.ndarray[Any, Any]
 
 WARM_UP_S = 0.05
 FEWEST, MOST = 20, 1000  # replays
+FEWEST_HERE = 2  # runs on a processor, however long each takes
 EMULATION_TIMEOUT_S = 120.0
 
 
@@ -108,6 +109,17 @@ def time_calls(device: Device, call: Callable[[], Any], stream: int, seconds: fl
         call()
         end.record(stream)
     return [end.since_ns(start) for start, end in pairs]
+
+
+def time_here(call: Callable[[], Any], seconds: float) -> list[float]:
+    """Nanoseconds of each call on this processor, which was warmed up before: about `seconds` of them."""
+    found: list[float] = []
+    until = time.perf_counter() + seconds
+    while len(found) < FEWEST_HERE or (time.perf_counter() < until and len(found) < MOST):
+        start = time.perf_counter_ns()
+        call()
+        found.append(time.perf_counter_ns() - start)
+    return found
 
 
 def _between(device: Device, call: Callable[[], Any], stream: int) -> float:

@@ -39,7 +39,7 @@ SECTIONS = {
         SEED,
     ),
     "What is measured": (
-        option("--routes", default="", metavar="A,B", help="Some of kernels, onnx, plugins, frameworks; all without it."),
+        option("--routes", default="", metavar="A,B", help="Some of kernels, onnx, plugins, frameworks (or torch, torch-tensorrt, tvm); all without it."),
         option("--steps", default="", metavar="A,B", help="Some of the ladder's steps, by name; all without it."),
         SECONDS,
         option("--calibration", "samples", metavar="FILE.npz", type=FILE,

@@ -18,15 +18,16 @@ from harness.bert import model as bert
 from harness.bert import network as bert_network
 from harness.bert import plan as bert_plan
 from harness.bert import torch_peer as bert_torch
+from harness.bert import tvm_peer as bert_tvm
 from harness.bert.calibration import Calibration
 from harness.bert.model import BertConfig
 from harness.bert.plan import BertPlan, PlanOptions, Precision
-from harness.bert.run import OnGpu, emulate, time_calls
+from harness.bert.run import OnGpu, emulate, time_calls, time_here
 from harness.cuda.device import Device
 from harness.engine import BuildOptions, RunOptions
 from harness.engines import api as engine_api
 from harness.engines import measuring
-from harness.errors import DependencyMissing, LaunchFailed
+from harness.errors import DependencyMissing, LaunchFailed, UsageError
 from probes.kernels.benching import Roofs
 from probes.laddering.rungs import Rung, options_of
 
@@ -34,7 +35,8 @@ Array = np.ndarray[Any, Any]
 ITERATIONS = 50  # of an engine, within the seconds that are given
 OPERATION_SECONDS = 0.03
 PLUGIN_PRECISIONS: dict[str, bert_network.Precision] = {"fp32": "fp32", "fusion": "fp16", "graph-fp16": "fp16"}
-WHERE = "cuda"  # frameworks compute
+CUDA = "cuda"  # where frameworks compute, if there is a GPU
+OF_A_GPU = ("tf32", "sparse", "graph-fp16")  # steps that frameworks have there alone
 LAST_WITH_PLUGINS = (10, 99)  # NVIDIA took the BERT plugins out of TensorRT 11
 
 
@@ -92,9 +94,16 @@ class Job:
         return bert.save(proto, self.folder / "bert.onnx")
 
     @cached_property
+    def int8_model(self) -> Path:
+        """The same with Q/DQ nodes around every linear layer, their steps from the calibration."""
+        linears = narrowing.linears(self.config, self.weights, self.calibration.scales("max").channels)
+        proto = bert.build_onnx(self.config, self.weights, merged_qkv=True, int8=linears)
+        return bert.save(proto, self.folder / "bert-int8.onnx")
+
+    @cached_property
     def samples(self) -> Path:
-        """The inputs that are checked, for a calibrator."""
-        path = self.folder / "calibration.npz"
+        """The inputs that are checked, as a file."""
+        path = self.folder / "inputs.npz"
         np.savez(path, **self.part())  # type: ignore[arg-type]
         return path
 
@@ -199,9 +208,11 @@ def by_onnx(job: Job, rung: Rung) -> Taken:
         return Absent("not available", "a processor has no TF32")
     if rung.graph and not backend.startswith("trt"):
         return Absent("not available", f"CUDA graphs are measured on TensorRT alone, and this is {backend}")
-    options = BuildOptions(backend, rung.engine, opt_profiles=_profiles(job),
-                           calibration=(job.samples,) if rung.engine == "int8" else ())  # fmt: skip
-    return _by_engine(job, rung, engine.build(job.model, options), job.feeds)
+    options = BuildOptions(backend, rung.engine, opt_profiles=_profiles(job))
+    if rung.engine != "int8":
+        return _by_engine(job, rung, engine.build(job.model, options), job.feeds)
+    found = _by_engine(job, rung, engine.build(job.int8_model, options), job.feeds)
+    return replace(found, notes=(*found.notes, "linear layers in INT8, attention and the rest not"))
 
 
 def by_plugins(job: Job, rung: Rung) -> Taken:
@@ -246,13 +257,13 @@ def _by_engine(job: Job, rung: Rung, built: engine.Engine, feeds: Mapping[str, A
 
 
 def by_torch(job: Job, rung: Rung) -> Taken:
-    """PyTorch on the GPU: eager, compiled from the step `gelu` on, as a CUDA graph, with 2:4 weights."""
+    """PyTorch: eager, and compiled from the step `gelu` on; on a GPU as a CUDA graph and with 2:4 weights too."""
     forms = {"fp32": ("fp32", False), "tf32": ("tf32", False), "fp16": ("fp16", False), "gelu": ("fp16", True),
              "sparse": ("fp16", False), "graph-fp16": ("fp16", True)}  # fmt: skip
     torch = _load(job, "torch", "to measure it beside our encoder")
     if isinstance(torch, Absent):
         return torch
-    if rung.name not in forms:
+    if rung.name not in forms or (job.device is None and rung.name in OF_A_GPU):
         return Absent("not available", "no such step in PyTorch")
     precision, compiled = forms[rung.name]
     with torch.no_grad(), _tf32(torch, precision == "tf32"):
@@ -264,6 +275,8 @@ def by_torch_tensorrt(job: Job, rung: Rung) -> Taken:
     torch = _load(job, "torch", "to run Torch-TensorRT")
     if isinstance(torch, Absent):
         return torch
+    if job.device is None:
+        return Absent("not available", "Torch-TensorRT needs a GPU", whole=True)
     if isinstance(found := _load(job, "torch_tensorrt", "to measure its route"), Absent):
         return found
     if rung.name != "fp16":
@@ -273,51 +286,63 @@ def by_torch_tensorrt(job: Job, rung: Rung) -> Taken:
 
 
 def by_tvm(job: Job, rung: Rung) -> Taken:
-    """TVM is looked for, and not driven yet."""
-    library = optional.LIBRARIES["tvm"]
-    if optional.present(library) is None:
-        return Absent("not installed", f"tvm is not installed: {library.install}", whole=True)
-    return Absent("not available", "tvm is here, and probe does not drive it yet", whole=True)
+    """Our ONNX through TVM: FP32, FP16, and FP16 as a CUDA graph."""
+    if missing := _missing("tvm"):
+        return missing
+    if rung.name not in ("fp32", "fp16", "graph-fp16") or (job.device is None and rung.name in OF_A_GPU):
+        return Absent("not available", "TVM is measured in FP32, in FP16, and as a CUDA graph of FP16")
+    options = bert_tvm.TvmOptions("fp32" if rung.engine == "fp32" else "fp16", job.device is not None, rung.graph,
+                                  seconds=job.seconds)  # fmt: skip
+    try:
+        found = bert_tvm.measure(job.model, job.feeds, options, job.folder / f"tvm-{rung.name}")
+    except UsageError as error:
+        return Absent("not available", str(error), whole=True)
+    return Measured(output=found.output[: job.checked], times_ns=found.times_ns, build_s=found.build_s,
+                    memory_bytes=found.memory_bytes, notes=found.notes)  # fmt: skip
+
+
+def _missing(module: str) -> Absent | None:
+    """That a library is not installed, without importing it."""
+    known = optional.LIBRARIES[module]
+    if optional.present(known) is None:
+        return Absent("not installed", f"{module} is not installed: {known.install}", whole=True)
+    return None
 
 
 def _load(job: Job, module: str, purpose: str) -> Any:
-    """A framework that sees the GPU, or why there is none."""
+    """A framework that sees the GPU where there is one, or why it is not there."""
+    if missing := _missing(module):
+        return missing
     try:
         found = optional.load(module, purpose)
     except DependencyMissing as error:
-        known = optional.LIBRARIES[module]
-        text = str(error) if optional.present(known) else f"{module} is not installed: {known.install}"
-        return Absent("not installed", text, whole=True)
-    if job.device is None or (module == "torch" and not found.cuda.is_available()):
-        return Absent("not available", f"{module} sees no GPU", whole=True)
+        return Absent("not installed", str(error), whole=True)
+    if module == "torch" and job.device is not None and not found.cuda.is_available():
+        return Absent("not available", "torch sees no GPU", whole=True)
     return found
 
 
 def _by_torch(
     torch: Any, job: Job, rung: Rung, precision: Precision | str, backend: str | None, *, graph: bool
 ) -> Measured:
-    assert job.device is not None
+    where = "cpu" if job.device is None else CUDA
     start = time.perf_counter()
     try:
-        model = bert_torch.Model(torch, job.config, job.pruned if rung.pruned else job.weights, precision, WHERE)
+        model = bert_torch.Model(torch, job.config, job.pruned if rung.pruned else job.weights, precision, where)
         if rung.pruned:
             model.sparse()
-        inputs = model.inputs(job.feeds, WHERE)
+        inputs = model.inputs(job.feeds, where)
         forward = torch.compile(model.forward, backend=backend) if backend else model.forward
 
         def call() -> Any:
             return forward(*inputs)
 
         output = call()
-        torch.cuda.synchronize()
-        stream = torch.cuda.current_stream()
+        stream = None
         if graph:
             call, stream, output = bert_torch.as_graph(torch, call)
             call()
-            torch.cuda.synchronize()
-        build_s = time.perf_counter() - start
-        times = time_calls(job.device, call, stream.cuda_stream, job.seconds)
-        torch.cuda.synchronize()
+        times, build_s = _torch_times(torch, job, call, stream, start)
         result = output[: job.checked].float().cpu().numpy().astype(np.float64)
         weights = sum(tensor.numel() * tensor.element_size() for tensor in model.weights.values())
     except RuntimeError as error:  # PyTorch has no narrower one for most of what it refuses
@@ -329,6 +354,18 @@ def _by_torch(
     ]
     return Measured(output=result, times_ns=tuple(times), build_s=build_s, notes=(", ".join(words),),
                     weight_bytes=None if rung.pruned else weights)  # fmt: skip
+
+
+def _torch_times(torch: Any, job: Job, call: Callable[[], Any], stream: Any, start: float) -> tuple[list[float], float]:
+    """Nanoseconds of each call, and the seconds from `start` until the first was done."""
+    if job.device is None:
+        build_s = time.perf_counter() - start
+        return time_here(call, job.seconds), build_s
+    torch.cuda.synchronize()
+    build_s = time.perf_counter() - start
+    times = time_calls(job.device, call, (stream or torch.cuda.current_stream()).cuda_stream, job.seconds)
+    torch.cuda.synchronize()
+    return times, build_s
 
 
 @contextlib.contextmanager
@@ -343,19 +380,18 @@ def _tf32(torch: Any, allowed: bool) -> Iterator[None]:
 
 @dataclass(frozen=True)
 class Route:
-    """A way from the model to something that runs. `name` stands in the results, `asked` is what --routes calls it."""
+    """A way from the model to something that runs, by the name that it has in the results and in --routes."""
 
     name: str
-    asked: str
     title: str
     take: Callable[[Job, Rung], Taken] = field(repr=False)
 
 
 ROUTES: tuple[Route, ...] = (
-    Route("kernels", "kernels", "our kernels", by_kernels),
-    Route("onnx", "onnx", "ONNX", by_onnx),
-    Route("plugins", "plugins", "API + plugins", by_plugins),
-    Route("torch", "frameworks", "PyTorch", by_torch),
-    Route("torch-tensorrt", "frameworks", "Torch-TensorRT", by_torch_tensorrt),
-    Route("tvm", "frameworks", "TVM", by_tvm),
+    Route("kernels", "our kernels", by_kernels),
+    Route("onnx", "ONNX", by_onnx),
+    Route("plugins", "API + plugins", by_plugins),
+    Route("torch", "PyTorch", by_torch),
+    Route("torch-tensorrt", "Torch-TensorRT", by_torch_tensorrt),
+    Route("tvm", "TVM", by_tvm),
 )

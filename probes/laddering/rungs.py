@@ -8,7 +8,8 @@ from typing import Any
 
 from harness.errors import UsageError
 
-ROUTES = ("kernels", "onnx", "plugins", "frameworks")
+FRAMEWORKS = ("torch", "torch-tensorrt", "tvm")
+ROUTES = ("kernels", "onnx", "plugins", "frameworks")  # the last are all of FRAMEWORKS
 # Largest relative L2 error that a precision explains; GELU's tanh form is in FP16's. What needs training has none.
 BOUNDS = {"fp32": 1e-4, "tf32": 1e-2, "fp16": 2e-2, "int8": 0.25}
 UNFUSED = {"merged": False, "permuted": False, "fused_gelu": False, "fused_norm": False}
@@ -67,9 +68,12 @@ def choose(names: tuple[str, ...]) -> tuple[Rung, ...]:
 
 
 def choose_routes(names: tuple[str, ...]) -> tuple[str, ...]:
-    if unknown := [name for name in names if name not in ROUTES]:
-        raise UsageError(f"no route {unknown[0]!r}", hint=f"some of {','.join(ROUTES)}")
-    return tuple(route for route in ROUTES if not names or route in names)
+    """The routes that are meant, each framework by its own name; all, if none is named."""
+    known = (*ROUTES, *FRAMEWORKS)
+    if unknown := [name for name in names if name not in known]:
+        raise UsageError(f"no route {unknown[0]!r}", hint=f"some of {','.join(known)}")
+    meant = {*names, *(FRAMEWORKS if "frameworks" in names else ())}
+    return tuple(route for route in (*ROUTES[:-1], *FRAMEWORKS) if not names or route in meant)
 
 
 def options_of(rung: Rung) -> dict[str, Any]:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+import zipfile
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -114,6 +115,7 @@ def climb(settings: Settings, tell: Tell = lambda _: None) -> Laddered:
     config, weights = _model(settings)
     device = device_here()
     feeds = _feeds(settings, config, device)
+    samples = read_feeds(settings.samples, config) if settings.samples else None
     session = Session.create("ladder", settings.out)
     session.write_json("manifest.json", driving.manifest("ladder", settings.command(), {
         "model": {"config": settings.name, **asdict(config)},
@@ -121,16 +123,16 @@ def climb(settings: Settings, tell: Tell = lambda _: None) -> Laddered:
     }))  # fmt: skip
     began = time.monotonic()
     tell("computing the reference in float64, and looking at the activations")
-    job = _job(settings, config, weights, feeds, device, session)
+    job = _job(settings, (config, weights), (feeds, samples), device, session)
     rows: list[dict[str, Any]] = []
     blamed: list[dict[str, Any]] = []
     interrupted = False
     try:
         for route in ladder_routes.ROUTES:
-            if route.asked in routes:
+            if route.name in routes:
                 rows += _climb_route(job, route, wanted, session, tell)
         if settings.bisect:
-            blamed = _bisect(settings, job, rows, session, tell)
+            blamed.extend(_bisect(settings, job, rows, session, tell))
     except KeyboardInterrupt:
         interrupted = True
         rows = list(session.steps())
@@ -183,28 +185,42 @@ def _feeds(settings: Settings, config: BertConfig, device: Device | None) -> dic
 
 def read_feeds(path: Path, config: BertConfig) -> dict[str, Array]:
     """`bert.INPUTS` of an .npz, int64 [B, S]. Raises UsageError if one is missing or does not fit."""
-    if not path.is_file():
-        raise UsageError(f"{path} does not exist", hint=f"an .npz with {', '.join(bert.INPUTS)}")
-    with np.load(path, allow_pickle=False) as content:
-        found = {name: np.asarray(content[name], np.int64) for name in bert.INPUTS if name in content}
+    content = _arrays(path)
+    found = {name: np.asarray(content[name], np.int64) for name in bert.INPUTS if name in content}
     shapes = {array.shape for array in found.values()}
-    if len(found) < len(bert.INPUTS) or len(shapes) != 1 or len(next(iter(shapes))) != 2:
-        raise UsageError(
-            f"{path}: expected {', '.join(bert.INPUTS)} of one shape [B, S], got {', '.join(found) or 'none'}"
-        )
-    ids, mask = found["input_ids"], found["attention_mask"]
+    if len(found) < len(bert.INPUTS) or len(shapes) != 1 or len(shape := next(iter(shapes))) != 2 or 0 in shape:
+        got = ", ".join(f"{name} {list(array.shape)}" for name, array in content.items()) or "nothing"
+        raise UsageError(f"{path}: expected {', '.join(bert.INPUTS)} of one shape [B, S], got {got}")
+    ids, types, mask = (found[name] for name in bert.INPUTS)
     if ids.min() < 0 or ids.max() >= config.vocab_size or ids.shape[1] > config.max_position:
-        raise UsageError(f"{path}: expected ids below {config.vocab_size} and at most {config.max_position} tokens")
+        raise UsageError(f"{path}: expected input_ids of 0 to {config.vocab_size - 1} and at most {config.max_position} tokens,"
+                         f" got {ids.min()} to {ids.max()} and {ids.shape[1]}")  # fmt: skip
+    if types.min() < 0 or types.max() >= config.type_vocab:
+        raise UsageError(
+            f"{path}: expected token_type_ids of 0 to {config.type_vocab - 1}, got {types.min()} to {types.max()}"
+        )
     counts = mask.sum(axis=1)
     if not np.array_equal(mask != 0, np.arange(mask.shape[1])[None, :] < counts[:, None]) or not counts.all():
         raise UsageError(f"{path}: attention_mask: expected ones, then zeros, in every sequence")
     return found
 
 
+def _arrays(path: Path) -> dict[str, Array]:
+    if not path.is_file():
+        raise UsageError(f"{path} does not exist", hint=f"an .npz with {', '.join(bert.INPUTS)}")
+    try:
+        with np.load(path, allow_pickle=False) as content:
+            return dict(content)
+    except (ValueError, TypeError, EOFError, OSError, zipfile.BadZipFile) as error:
+        raise UsageError(f"{path} is no .npz of arrays", hint=f"numpy.savez(FILE, {', '.join(bert.INPUTS)})") from error
+
+
 def _job(
-    settings: Settings, config: BertConfig, weights: dict[str, Array], feeds: dict[str, Array], device: Device | None,
-    session: Session,
+    settings: Settings, model: tuple[BertConfig, dict[str, Array]], texts: tuple[dict[str, Array], dict[str, Array] | None],
+    device: Device | None, session: Session,
 ) -> Job:  # fmt: skip
+    """The reference's results, INT8's scales, the card's rates. `texts`: what is computed, and what tells the scales."""
+    (config, weights), (feeds, samples) = model, texts
     batch = len(feeds["input_ids"])
     checked = min(batch, CHECKED) if device else batch
     part = {name: array[:checked] for name, array in feeds.items()}
@@ -215,8 +231,7 @@ def _job(
             layers.append(values)
 
     reference = bert_reference.forward(config, weights, part, observe, np.float64)
-    samples = read_feeds(settings.samples, config) if settings.samples else part
-    calibrated = calibration.calibrate(config, weights, [samples])
+    calibrated = calibration.calibrate(config, weights, [samples or part])
     roofs = kernel_benching.measure_roofs(device, {"fp16", "int8", "fp32"}, 0.2) if device else None
     return Job(config, weights, feeds, checked, reference, tuple(layers), calibrated, settings.method, session.raw,
                settings.seconds, device, roofs)  # fmt: skip
@@ -248,7 +263,18 @@ def _take(job: Job, route: Route, rung: Rung) -> Taken:
     try:
         return route.take(job, rung)
     except ProbeError as error:
-        return Absent("failed", str(error))
+        return Absent("failed", _in_short(str(error), job.folder / f"{route.name}-failed.txt"))
+
+
+def _in_short(said: str, log: Path) -> str:
+    """A failure in a line or two: what failed and the first error; all that a compiler said goes into the log."""
+    first, _, rest = said.strip().partition("\n")
+    if not rest:
+        return first
+    with log.open("a", encoding="utf-8") as stream:
+        stream.write(said + "\n\n")
+    errors = (line.strip() for line in rest.splitlines() if "error" in line.lower())
+    return " ".join(filter(None, (first, next(errors, ""), f"(raw/{log.name})")))
 
 
 def _row(job: Job, route: Route, rung: Rung, taken: Taken, before: list[dict[str, Any]]) -> dict[str, Any]:
@@ -314,9 +340,12 @@ def _verdict(row: Mapping[str, Any]) -> str:
 
 
 def _exit_code(rows: list[dict[str, Any]]) -> int:
+    """Undecided if nothing was measured, or a step of our own kernels failed; that a peer's did is no answer of ours."""
     if any(row["verdict"] == "fail" for row in rows):
         return EXIT_DEFECT
-    return EXIT_CLEAN if any(row["status"] == "measured" for row in rows) else EXIT_UNDECIDED
+    ours_failed = any(row["status"] == "failed" and row["route"] == "kernels" for row in rows)
+    measured = any(row["status"] == "measured" for row in rows)
+    return EXIT_CLEAN if measured and not ours_failed else EXIT_UNDECIDED
 
 
 def _document(settings: Settings, job: Job, rows: list[dict[str, Any]], seconds: float) -> dict[str, Any]:
@@ -337,25 +366,32 @@ def _document(settings: Settings, job: Job, rows: list[dict[str, Any]], seconds:
 
 def _bisect(
     settings: Settings, job: Job, rows: list[dict[str, Any]], session: Session, tell: Tell
-) -> list[dict[str, Any]]:  # fmt: skip
+) -> Iterator[dict[str, Any]]:  # fmt: skip
     """The nodes to blame in every precision whose error is over the tolerance, by `probe bisect` on our ONNX."""
-    found: list[dict[str, Any]] = []
+    seen: set[str] = set()
     for row in rows:
         over = row["relative_l2"] is not None and row["relative_l2"] > settings.tolerance
         precision = rungs.options_of(rungs.BY_NAME[row["rung"]])["precision"]
-        if not over or any(one["precision"] == precision for one in found):
+        if not over or precision in seen:
             continue
+        seen.add(precision)
         told = {"rung": row["rung"], "route": row["route"], "precision": precision, "relative_l2": row["relative_l2"]}
         if precision not in {one.value for one in Precision}:
-            found.append({**told, "culprits": [], "note": f"probe bisect lowers to FP16 and BF16, not to {precision}"})
+            note = f"probe bisect lowers to FP16 and BF16, not to {precision}"
+            yield {**told, "culprits": [], "note": note}
             continue
         tell(f"bisecting {row['title']}")
-        asked = BisectSettings(
-            job.model, precision=Precision(precision), tolerance=settings.tolerance, inputs=(job.samples,)
-        )
-        bisection = bisecting.start(asked, session.folder / f"bisect-{precision}", tell)
-        culprits = [
-            one["node"] if isinstance(one, Mapping) else str(one) for one in bisection.result.get("culprits", ())
-        ]
-        found.append({**told, "culprits": culprits, "note": f"bisect-{precision}/report.html"})
-    return found
+        try:
+            yield told | _culprits(settings, job, Precision(precision), session, tell)
+        except ProbeError as error:  # the steps were measured all the same
+            yield {**told, "culprits": [], "note": str(error)}
+            if error.exit_code == EXIT_INTERRUPTED:
+                raise KeyboardInterrupt from error
+
+
+def _culprits(settings: Settings, job: Job, precision: Precision, session: Session, tell: Tell) -> dict[str, Any]:
+    folder = session.folder / f"bisect-{precision}"
+    asked = BisectSettings(job.model, precision=precision, tolerance=settings.tolerance, inputs=(job.samples,))
+    result = bisecting.start(asked, folder, tell).result
+    culprits = [one["node"] if isinstance(one, Mapping) else str(one) for one in result.get("culprits", ())]
+    return {"culprits": culprits, "note": f"{folder.name}/report.html"}

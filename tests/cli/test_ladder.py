@@ -93,6 +93,27 @@ def test_what_is_not_installed_is_said_once_for_each_route(tmp_path, capsys):
         assert f"{row['route_title']}: {row['note']}"[:60] in shown
 
 
+def test_a_framework_is_a_route_by_its_own_name(tmp_path):
+    _, result = run(tmp_path, "--config", "tiny", "--seq", "8", "--steps", "fp16", "--routes", "onnx,torch-tensorrt")
+    assert [row["route"] for row in result["rungs"]] == ["onnx", "torch-tensorrt"]
+
+
+def test_steps_that_fail_are_said_once_in_short_and_leave_the_answer_open(tmp_path, monkeypatch, capsys):
+    from harness.errors import BuildFailed
+    from probes.laddering import routes as ladder_routes
+
+    def refuse(made, feeds):
+        raise BuildFailed("compiling attention.cu failed:\nIn function:\nattention.cu:3: error: no such name\n3 | here")
+
+    monkeypatch.setattr(ladder_routes, "emulate", refuse)
+    code, result = run(tmp_path, "--config", "tiny", "--seq", "8", "--steps", "fp32,fp16", "--routes", "kernels,onnx")
+    assert code == 125, "the peers alone were measured"
+    said = "compiling attention.cu failed: attention.cu:3: error: no such name (raw/kernels-failed.txt)"
+    assert [row["note"] for row in result["rungs"] if row["route"] == "kernels"] == [said, said]
+    assert f"FP32, FP16 (our kernels): {said}" in " ".join(capsys.readouterr().out.split())
+    assert "3 | here" in (tmp_path / "s" / "raw" / "kernels-failed.txt").read_text()
+
+
 def test_bisect_names_who_is_to_blame(tmp_path, model, text):
     code, result = run(tmp_path, "--weights", str(model), "--inputs", str(text), "--routes", "kernels",
                        "--steps", "fp16,int8", "--bisect", "--tolerance", "1e-3")  # fmt: skip
@@ -103,6 +124,26 @@ def test_bisect_names_who_is_to_blame(tmp_path, model, text):
     assert found["int8"]["culprits"] == []
     assert "not to int8" in found["int8"]["note"]
     assert "What is to blame" in (tmp_path / "s" / "report.html").read_text()
+
+
+@pytest.mark.parametrize(("interrupted", "expected"), [(True, 130), (False, 0)])
+def test_a_bisection_that_is_stopped_leaves_what_was_measured(
+    tmp_path, model, text, monkeypatch, interrupted, expected
+):
+    from harness.errors import SearchStopped
+
+    def stopped(*_):
+        raise SearchStopped("so far 3 of 4 kept in FP32", None, interrupted=interrupted)
+
+    monkeypatch.setattr(laddering.bisecting, "start", stopped)
+    code, result = run(tmp_path, "--weights", str(model), "--inputs", str(text), "--routes", "onnx", "--steps", "fp16,int8",
+                       "--bisect", "--tolerance", "1e-6")  # fmt: skip
+    assert code == expected
+    assert result["interrupted"] is interrupted
+    assert [row["rung"] for row in result["rungs"]] == ["fp16", "int8"]
+    assert result["bisect"][0]["note"] == "so far 3 of 4 kept in FP32"
+    assert len(result["bisect"]) == (1 if interrupted else 2), "Ctrl-C ends the other searches too"
+    assert (tmp_path / "s" / "report.html").is_file()
 
 
 def test_a_wrong_result_is_exit_code_one(tmp_path, monkeypatch):
@@ -135,6 +176,7 @@ def test_a_wrong_result_is_exit_code_one(tmp_path, monkeypatch):
         (["--config", "tiny", "--inputs", "{text}", "--batch", "3"], "--batch 3: the text of --inputs text.npz says it"),
         (["--config", "tiny", "--inputs", "{text}", "--lengths", "full"], "--lengths full"),
         (["--config", "tiny", "--weights", "{model}"], "--config tiny: --weights model.onnx says its sizes itself"),
+        (["--config", "tiny", "--calibration", "{model}"], "model.onnx is no .npz of arrays"),
         (["--weights", "{text}"], "expected .safetensors or .onnx, got .npz"),
         (["--config", "{model}"], "a model's config.json"),
     ],
@@ -149,6 +191,7 @@ def test_usage(tmp_path, capsys, text, model, words, says):
 def test_inputs_that_are_no_text_are_refused(tmp_path, capsys, text):
     held = dict(np.load(text))
     for name, change in {"ids": {"input_ids": held["input_ids"] + 50_000}, "mask": {"attention_mask": held["attention_mask"][:, ::-1]},
+                         "types": {"token_type_ids": held["token_type_ids"] + 2}, "none": {name: held[name][:0] for name in held},
                          "shape": {"input_ids": held["input_ids"][:2]}}.items():  # fmt: skip
         path = tmp_path / f"{name}.npz"
         np.savez(path, **{**held, **change})

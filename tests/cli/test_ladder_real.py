@@ -35,15 +35,19 @@ def test_embeddings_agree_with_the_float64_models(tmp_path, monkeypatch):
     words = ["--weights", str(model), "--inputs", str(model.with_suffix(".npz")), "--calibration", str(calibration)]
     steps = [
         "--routes",
-        "kernels",
+        "kernels,onnx",
         "--steps",
         "fp32,fp16,gelu,varlen,int8,int8-attention",
         "--out",
         str(tmp_path / "s"),
     ]
     assert cli.run(["ladder", "bert", *words, *steps]) == 0
-    rows = {row["rung"]: row for row in json.loads((tmp_path / "s" / "result.json").read_text())["rungs"]}
+    found = json.loads((tmp_path / "s" / "result.json").read_text())["rungs"]
+    rows = {row["rung"]: row for row in found if row["route"] == "kernels"}
     assert rows["fp32"]["relative_l2"] < 1e-5
     for rung, bound in (("fp16", 0.999), ("gelu", 0.999), ("varlen", 0.999), ("int8", 0.99), ("int8-attention", 0.99)):
         assert rows[rung]["embedding_cosine"] >= bound
         assert len(rows[rung]["layers"]) == 6
+    onnx = {row["rung"]: row["embedding_cosine"] for row in found if row["route"] == "onnx"}
+    assert onnx["fp16"] >= 0.999
+    assert onnx["int8"] >= 0.99
