@@ -4,7 +4,7 @@
 
 On the GPU: one kernel that only stores, the same with one PROBE and with one printf a thread. Kernel time is taken with
 events around the launch (what the host does with the output is not in it), the median of the repeats; "added" is less the
-time of the kernel without. printf's buffer is CUDA's own 1 MiB for what it keeps, and 1 GiB for what it costs. Without a
+time of the kernel without. Records are in pinned host memory, which outlives a crash, and on the GPU. printf's buffer is CUDA's own 1 MiB for what it keeps, and 1 GiB for what it costs. Without a
 GPU: wall and processor time of the whole command `probe printf`, from the shell to the table, on kernels that were never
 compiled before, under emulation; and once more with another thread. With --json each figure is a line of that file as
 soon as it is known.
@@ -180,24 +180,35 @@ def costs(device: Device, folder: Path, repeats: int, figures: Figures, n: int =
     """What one logged value a thread adds to the kernel, and one printed."""
     plain = Kernel(device, folder, PLAIN, n)
     without = median(plain, repeats)
-    probed, log = Kernel(device, folder, PROBED, n, log=True), gpu_log.GpuLog(device, n)
-    log.attach(probed.modules[0])
-    times = []
-    for _ in range(repeats + 2):
-        log.clear()
-        times.append(probed.time_ns())
-    logged = statistics.median(times[2:]) - without
+    logged = {
+        where: logged_ns(device, folder, repeats, n, fast=fast) - without
+        for where, fast in (("records in pinned host memory", False), ("records on the GPU", True))
+    }
     command = (sys.executable, __file__, "--only", "printf-cost", "--repeats", str(repeats))
     told = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": str(ROOT)})
     if told.returncode:
         raise SystemExit(f"the process that times printf failed:\n{told.stderr}")
     printed = float(told.stdout.split()[-1]) - without
     figures.add(f"kernel time, {n:,} threads that only store", f"{without / 1e3:.1f} us", kernel_ns=without)
-    for name, added in (("PROBE", logged), ("printf", printed)):
+    for name, added in (*((f"PROBE, {where}", logged[where]) for where in logged), ("printf", printed)):
         figures.add(
             f"  added by one {name} a thread", f"{added / 1e3:.1f} us ({added / n:.2f} ns a value)", added_ns=added
         )
-    figures.add("  printf / PROBE", f"{printed / logged:.1f} x", ">= 20 x", ratio=printed / logged)
+    for where, added in logged.items():
+        figures.add(f"  printf / PROBE, {where}", f"{printed / added:.1f} x", ">= 20 x", ratio=printed / added)
+
+
+def logged_ns(device: Device, folder: Path, repeats: int, n: int, *, fast: bool) -> float:
+    """Kernel time with one PROBE a thread."""
+    probed, log = Kernel(device, folder, PROBED, n, log=True), gpu_log.GpuLog(device, n, fast=fast)
+    log.attach(probed.modules[0])
+    times = []
+    for _ in range(repeats + 2):
+        log.clear()
+        times.append(probed.time_ns())
+    assert len(log.read()) == n
+    log.free()
+    return statistics.median(times[2:])
 
 
 def printf_ns(device: Device, n: int, repeats: int) -> float:

@@ -26,12 +26,13 @@ def table(headers: Sequence[str], rows: Iterable[Sequence[str]]) -> Table:
     return made
 
 
-def cut(headers: Sequence[str], rows: Sequence[Sequence[str]], rest: str) -> Shown:
-    """A table of the first rows, and where all of them are if there are more; nothing of none."""
+def cut(headers: Sequence[str], rows: Sequence[Sequence[str]], rest: str, total: int | None = None) -> Shown:
+    """A table of the first rows, and where all of them (`total`: more than are here) are if there are more; nothing of
+    none."""
     if rows:
         yield table(headers, rows[:MOST_ROWS])
     if len(rows) > MOST_ROWS:
-        yield f"{MOST_ROWS} of {len(rows)} shown; all of them are in {rest}"
+        yield f"{MOST_ROWS} of {total or len(rows)} shown; all of them are in {rest}"
 
 
 def tool_runs(steps: Iterable[Mapping[str, Any]]) -> Shown:

@@ -78,15 +78,16 @@ def _may_run_on_the_gpu(source: Source, function: Function) -> bool:
 def _without(source: Source, functions: Sequence[Function]) -> bytes:
     text = source.text
     for function in functions:
-        text = _blank(text, function.node.start_byte, function.node.end_byte)
+        text = _blank(text, source.begin(function.whole), function.node.end_byte)
     return text
 
 
 def _announcements(node: Node) -> list[Node]:
     """Instantiations and declarations of kernels, which a copy with other parameters would contradict."""
-    if node.type == "template_instantiation":
+    said = node.named_children[-1] if node.type == "template_declaration" else node
+    if said.type == "template_instantiation":
         return [node]
-    if node.type == "declaration" and any(child.type == "__global__" for child in node.children):
+    if said.type == "declaration" and any(child.type == "__global__" for child in said.children):
         return [node]
     inner = ("translation_unit", "namespace_definition", "declaration_list", "linkage_specification")
     return [found for child in node.named_children for found in _announcements(child)] if node.type in inner else []

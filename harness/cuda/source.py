@@ -11,19 +11,17 @@ from pathlib import Path
 
 from tree_sitter import Language, Node, Parser, Tree
 
+from harness.cuda.readable import Readable, one_branch, readable
 from harness.errors import ParseError, UsageError
 
-# What the grammar does not know, and what means nothing to us: blanked before the parse, byte for byte, so that every
-# offset stays true.
-_UNKNOWN = re.compile(
-    rb"\b(?:__align__|alignas|__maxnreg__|__cluster_dims__|__block_size__)\s*\([^()]*(?:\([^()]*\)[^()]*)*\)"
-    rb"|\b(?:__grid_constant__|__noinline__|__inline_hint__|__managed__)\b"
-    rb"|^[ \t]*#[ \t]*pragma[^\n]*",  # where it stands between an `if (...)` and its statement
-    re.MULTILINE,
-)
+_REMARK = re.compile(rb"//.*|/\*.*?\*/")
+_DIRECTIVE = re.compile(rb"^[ \t]*#[^\n]*\n?", re.MULTILINE)
+_OTHER_DIRECTIVE = re.compile(rb"^[ \t]*#(?![ \t]*pragma\b)[^\n]*\n?", re.MULTILINE)
 _NOT_CODE = {"comment", "preproc_def", "preproc_function_def", "preproc_include", "preproc_call"}
 _BLOCKS = {"compound_statement", "case_statement", "else_clause"}
-_NO_STATEMENT = {"case_statement", "labeled_statement", "init_statement"}
+_NAMING = {"alias_declaration", "type_definition", "static_assert_declaration", "using_declaration"}
+_LABELS = {"case_statement", "labeled_statement"}
+_NO_STATEMENT = {*_LABELS, "init_statement"}
 _WITH_BODY = {"if_statement", "else_clause", "for_statement", "for_range_loop", "while_statement", "do_statement"}
 
 
@@ -40,6 +38,7 @@ class Function:
     kernel: bool  # __global__
     device: bool  # runs on the GPU: __global__ or __device__
     member: bool  # of a class
+    constexpr: bool  # may be needed by the compiler
     template: bool
     parameters: tuple[str, ...]
     extern_c: bool
@@ -51,6 +50,12 @@ class Function:
     def qualified(self) -> str:
         """The name with the namespaces before it."""
         return "::".join((*self.scope, self.name))
+
+    @property
+    def whole(self) -> Node:
+        """The definition with the `template <...>` before it."""
+        around = self.node.parent
+        return around if around is not None and around.type == "template_declaration" else self.node
 
     @property
     def declarator(self) -> Node:
@@ -93,6 +98,7 @@ class Source:
     name: str  # for messages
     text: bytes
     tree: Tree = field(repr=False, compare=False)
+    parsed: Readable = field(repr=False, compare=False)  # what the tree was made of
 
     @cached_property
     def lines(self) -> tuple[str, ...]:
@@ -101,7 +107,7 @@ class Source:
     @cached_property
     def functions(self) -> tuple[Function, ...]:
         """Every function definition, in order, with those inside namespaces, `extern "C"` and templates."""
-        return tuple(_functions(self.tree.root_node))
+        return tuple(_functions(self, self.tree.root_node))
 
     @property
     def kernels(self) -> tuple[Function, ...]:
@@ -110,7 +116,7 @@ class Source:
     @cached_property
     def faults(self) -> tuple[SyntaxFault, ...]:
         """What the parser could not place, from the top; macros of the user's own may cause some in good code."""
-        return tuple(_faults(self, self.tree.root_node))
+        return tuple(_fault(self, node) for node in _lost(self.tree.root_node))
 
     def of(self, node: Node) -> str:
         """The text of a node."""
@@ -121,14 +127,48 @@ class Source:
         return next((f for f in self.functions if f.line <= line <= f.end_line), None)
 
     def node_at(self, line: int) -> Node | None:
-        """The smallest node of a line's first character that is not blank; None for a blank line or none at all."""
+        """The smallest node of a line's first character that is neither blank nor of a comment before code; None for a
+        blank line or none at all."""
         if not 1 <= line <= len(self.lines):
             return None
         row = self.text.split(b"\n")[line - 1]
         column = len(row) - len(row.lstrip())
-        if column == len(row):
-            return None
+        node = self._at(line, column) if column < len(row) else None
+        while node is not None and node.type == "comment" and node.end_point.row == line - 1:
+            rest = row[node.end_point.column :]
+            if not rest.strip():
+                break
+            node = self._at(line, len(row) - len(rest.lstrip()))
+        return node
+
+    def shown(self, line: int) -> bool:
+        """Whether the parser was shown something of a line."""
+        return bool(self.parsed.text.split(b"\n")[line - 1].strip())
+
+    def precedes(self, line: int) -> bool:
+        """Whether a line is a pragma, or a macro for one, which belongs to the statement after it."""
+        row, parsed = (_REMARK.sub(b"", text.split(b"\n")[line - 1]).strip() for text in (self.text, self.parsed.text))
+        return not parsed and re.match(rb"#[ \t]*pragma\b|\w+$", row) is not None
+
+    def _at(self, line: int, column: int) -> Node | None:
         return self.tree.root_node.descendant_for_point_range((line - 1, column), (line - 1, column + 1))
+
+    def begin(self, node: Node, *, pragmas: bool = True) -> int:
+        """Where a statement or function begins, with the macros and specifiers before it that the parser was not shown,
+        and with its pragmas."""
+        directive = _OTHER_DIRECTIVE if pragmas else _DIRECTIVE
+        best = at = node.start_byte
+        before = node.prev_sibling
+        while True:
+            gap = len(self.parsed.text[:at].rstrip())
+            hidden = self.text[gap:at]
+            if others := list(directive.finditer(hidden)):
+                hidden = hidden[others[-1].end() :]
+            if hidden.strip():
+                best = at - len(hidden.lstrip())
+            if others or before is None or before.type != "comment" or before.end_byte != gap:
+                return best
+            at, before = before.start_byte, before.prev_sibling
 
 
 def read(path: Path) -> Source:
@@ -150,7 +190,14 @@ def read(path: Path) -> Source:
 def parse(text: bytes, name: str = "<text>") -> Source:
     if text.startswith(codecs.BOM_UTF8):  # in a copy it would not be the first thing
         text = b" " * len(codecs.BOM_UTF8) + text[len(codecs.BOM_UTF8) :]
-    return Source(name, text, _parser().parse(_UNKNOWN.sub(lambda match: b" " * len(match[0]), text)))
+    shown = readable(text)
+    tree = _parser().parse(shown.text)
+    if tree.root_node.has_error:  # an #if and its #else may each open a brace that is closed once
+        other = readable(one_branch(text))
+        again = _parser().parse(other.text)
+        if _size_lost(again) < _size_lost(tree):
+            shown, tree = other, again
+    return Source(name, text, tree, shown)
 
 
 @dataclass(frozen=True)
@@ -219,6 +266,19 @@ def ancestors(node: Node) -> Iterator[Node]:
         at = at.parent
 
 
+def lost_at(node: Node) -> Node | None:
+    """Where the parser lost its way around a statement or just before it: there the tree may be wrong about it."""
+    for at in ancestors(node):
+        before = at.prev_sibling
+        while before is not None and before.type == "comment":
+            before = before.prev_sibling
+        if before is not None and before.is_error:
+            return before
+        if at.parent is None or at.parent.type not in _LABELS:
+            break
+    return next((at for at in ancestors(node) if at.is_error), None)
+
+
 def not_code(node: Node) -> str | None:
     """The kind of comment or directive that a node is part of, or None."""
     return next((at.type for at in ancestors(node) if at.type in _NOT_CODE), None)
@@ -250,25 +310,26 @@ class _Around:
         return replace(self, extern_c=True) if _is_extern_c(node) else self
 
 
-def _functions(node: Node, around: _Around = _Around()) -> Iterator[Function]:
+def _functions(source: Source, node: Node, around: _Around = _Around()) -> Iterator[Function]:
     for child in node.named_children:
         if child.type == "function_definition":
-            if (made := _function(child, around)) is not None:
+            if (made := _function(source, child, around)) is not None:
                 yield made
         elif child.type != "compound_statement":
-            yield from _functions(child, around.inside(child))
+            yield from _functions(source, child, around.inside(child))
 
 
-def _function(node: Node, around: _Around) -> Function | None:
+def _function(source: Source, node: Node, around: _Around) -> Function | None:
     declarator, body = _function_declarator(node), node.child_by_field_name("body")
     name = declarator.child_by_field_name("declarator") if declarator else None
-    if name is None or body is None or name.text is None:
+    if declarator is None or name is None or body is None or name.text is None:
         return None
     scope, last = _parts(name)
-    spaces = {child.type for child in node.children}
-    kernel = "__global__" in spaces
+    before = source.text[source.begin(node) : declarator.start_byte]
+    words = {_text(child) for child in node.children} | set(source.parsed.spelled_out(before).decode().split())
+    kernel = "__global__" in words
     return Function(
-        last, (*around.scope, *scope), kernel, kernel or "__device__" in spaces, around.member, around.template is not None,
+        last, (*around.scope, *scope), kernel, kernel or "__device__" in words, around.member, "constexpr" in words, around.template is not None,
         around.template or (), around.extern_c, node.start_point.row + 1, node.end_point.row + 1, node,
     )  # fmt: skip
 
@@ -318,15 +379,23 @@ def _is_extern_c(node: Node) -> bool:
     return node.type == "linkage_specification" and bool(node.named_children) and node.named_children[0].text == b'"C"'
 
 
-def _faults(source: Source, node: Node) -> Iterator[SyntaxFault]:
+def _lost(node: Node) -> Iterator[Node]:
+    """Where the parser lost its way, outermost nodes only."""
     if node.is_error or node.is_missing:
-        row, column = node.start_point
-        text = f"missing {node.type}" if node.is_missing else source.of(node)[:80]
-        yield SyntaxFault(row + 1, column + 1, text)
-        return
-    if node.has_error:
+        yield node
+    elif node.has_error:
         for child in node.children:
-            yield from _faults(source, child)
+            yield from _lost(child)
+
+
+def _size_lost(tree: Tree) -> int:
+    """Bytes that the parser could not place."""
+    return sum(node.end_byte - node.start_byte + 1 for node in _lost(tree.root_node))
+
+
+def _fault(source: Source, node: Node) -> SyntaxFault:
+    row, column = node.start_point
+    return SyntaxFault(row + 1, column + 1, f"missing {node.type}" if node.is_missing else source.of(node)[:80])
 
 
 def _statements(node: Node, depth: int) -> Iterator[Statement]:
@@ -344,6 +413,12 @@ def is_statement(node: Node) -> bool:
         return node.parent is None or node.parent.type not in (*_WITH_BODY, "condition_clause", "init_statement")
     if node.type == "function_definition":
         return is_macro_with_body(node)
+    if node.parent is not None and node.parent.type == "attributed_statement":
+        return False  # it begins with its attribute
+    if node.type == "attributed_statement":
+        return node.named_children[-1].type != "compound_statement"
+    if node.type in _NAMING:
+        return node.parent is not None and node.parent.type in _BLOCKS
     return node.type == "for_range_loop" or (node.type.endswith("_statement") and node.type not in _NO_STATEMENT)
 
 
@@ -356,6 +431,8 @@ def is_whole_body(node: Node) -> bool:
     """Whether a statement is the un-braced body of an if, else or loop, or of a macro: `FOR_EACH(i, n) f(i);`."""
     if node.type == "compound_statement" or node.parent is None:
         return False
+    if node.parent.type == "labeled_statement":
+        return is_whole_body(node.parent)
     return node.parent.type in _WITH_BODY or (node.type != "declaration" and _after_macro(node))
 
 

@@ -1,4 +1,4 @@
-"""The device log on the GPU: records in pinned host memory, which outlives a crash of the kernel, counters on the device."""
+"""The device log on the GPU: records in pinned host memory, which outlives a crash, or on the device, which costs less."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import ctypes
 import weakref
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from harness.cuda import device as gpu
 from harness.cuda.compile import Unit, build
 from harness.cuda.device import Device, Module
 from harness.device_log import layout as device_log
-from harness.device_log.layout import CONTROL, CONTROL_AT, LOG, SITES_AT, SLOTS_AT, SYMBOL, Recorded, Selection
+from harness.device_log.layout import CONTROL, CONTROL_AT, LOG, SITES_AT, SLOT, SLOTS_AT, SYMBOL, Recorded, Selection
 from harness.errors import LaunchFailed, UsageError
 
 NEXT_LAUNCH = device_log.HEADERS / "device_log_next.cu"
@@ -23,20 +24,29 @@ _MAPPED = 2  # of cuMemHostAlloc: the device writes there at the same address
 
 
 class GpuLog:
-    """A buffer that kernels of the attached modules log into. `recorded` is what was read last."""
+    """A buffer that kernels of the attached modules log into. `recorded` is what was read last.
 
-    def __init__(self, device: Device, capacity: int, selection: Selection | None = None) -> None:
+    With `fast` the records lie in the GPU's own memory: they cost the kernel far less time, and are gone if it crashes.
+    """
+
+    def __init__(
+        self, device: Device, capacity: int, selection: Selection | None = None, *, fast: bool = False
+    ) -> None:
         if capacity < 1:
             raise UsageError(f"expected room for at least 1 record, got {capacity}", hint="--records 1000000")
         self.device, self.capacity, self.epoch = device, capacity, 1
         self.selection = selection or Selection()
         self.recorded: Recorded | None = None
-        size = device_log.size_of(capacity)
+        size = device_log.size_of(0 if fast else capacity)
         address = device.driver.made("cuMemHostAlloc", size, _MAPPED, shown=f"cuMemHostAlloc({size} bytes)")
         self._release = weakref.finalize(self, device.driver.try_call, "cuMemFreeHost", address)
         self._address = address
         self.buffer = np.ctypeslib.as_array((ctypes.c_ubyte * size).from_address(address))
         self.buffer[:] = 0
+        self._content = self.buffer  # with the records, wherever they are
+        self._records = device.allocate(capacity * SLOT.itemsize) if fast else None
+        if self._records is not None:
+            device.fill(self._records.address, 0, capacity * SLOT.itemsize)
         self._control = device.allocate(CONTROL.itemsize)
         self._control_read: np.ndarray[Any, Any] | None = None  # None: not yet, or lost
         self._symbols: list[int] = []
@@ -84,12 +94,25 @@ class GpuLog:
         except LaunchFailed:
             self.read_now()
             raise
-        self.recorded, self._control_read = device_log.decode(self.buffer, control), control
-        return self.recorded
+        self._fetch(min(int(control[0]["next"]), self.capacity))
+        return self._decoded(control)
+
+    def _fetch(self, slots: int) -> None:
+        """Copy records that lie on the device."""
+        if self._records is not None:
+            self._content = np.empty(device_log.size_of(slots), "u1")
+            self._content[:SLOTS_AT] = self.buffer
+            self.device.read(self._records.address, self._content[SLOTS_AT:])
 
     def read_now(self) -> Recorded:
-        """What is written so far, without waiting: of a kernel that hangs, or after the context was lost."""
-        self.recorded, self._control_read = device_log.decode(self.buffer, alive=False), None
+        """What is written so far, without waiting: of a kernel that hangs, or after the context was lost. Nothing, if the
+        records lie on the device."""
+        return self._decoded(None)
+
+    def _decoded(self, control: np.ndarray[Any, Any] | None) -> Recorded:
+        """A copy, for kernels may go on writing into the buffer, and it may be freed."""
+        found = device_log.decode(self._content, control, alive=control is not None)
+        self.recorded, self._control_read = replace(found, slots=found.slots.copy()), control
         return self.recorded
 
     def clear(self) -> None:
@@ -97,7 +120,9 @@ class GpuLog:
         self.epoch += 1
         used = self.recorded.needed if self.recorded else 0
         self.buffer[SITES_AT : device_log.size_of(min(used, self.capacity))] = 0
-        self.recorded = None
+        if self._records is not None:
+            self.device.fill(self._records.address, 0, min(used, self.capacity) * SLOT.itemsize)
+        self.recorded, self._content = None, self.buffer
         self.device.fill(self._control.address, 0, CONTROL.itemsize)
         self._announce()
 
@@ -115,10 +140,12 @@ class GpuLog:
         used = self.recorded.needed if self.recorded else self.capacity
         with path.open("wb") as stream:
             stream.write(header.tobytes())
-            stream.write(self.buffer[SITES_AT : device_log.size_of(max(1, min(used, self.capacity)))].tobytes())
+            stream.write(self._content[SITES_AT : device_log.size_of(max(1, min(used, self.capacity)))].tobytes())
 
     def free(self) -> None:
         self._control.free()
+        if self._records is not None:
+            self._records.free()
         self._release()
 
     def _announce(self, log: np.ndarray[Any, Any] | None = None) -> None:
@@ -128,7 +155,8 @@ class GpuLog:
         if log is None:
             log = offsets.copy()
             log["control"] = self._control.address
-            log["slots"], log["site_table"] = self._address + SLOTS_AT, self._address + SITES_AT
+            log["slots"] = self._records.address if self._records else self._address + SLOTS_AT
+            log["site_table"] = self._address + SITES_AT
         for symbol in self._symbols:
             self.device.write(symbol, log.view("u1"))
         for library in self._libraries:
@@ -161,9 +189,9 @@ def compiling() -> str:
 
 
 @contextmanager
-def capture(modules: Sequence[Any], records: int, selection: Selection) -> Iterator[GpuLog]:
+def capture(modules: Sequence[Any], records: int, selection: Selection, fast: bool) -> Iterator[GpuLog]:
     """A log for as long as the block runs, read at its end, also if a kernel in it crashed."""
-    log = GpuLog(gpu.get(), records, selection)
+    log = GpuLog(gpu.get(), records, selection, fast=fast)
     try:
         for module in modules:
             log.attach(module)

@@ -7,7 +7,7 @@ import os
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -52,6 +52,8 @@ TYPES: tuple[tuple[str, np.dtype[Any]], ...] = tuple(
 UNKNOWN = ("?", np.dtype("u8"))
 LARGEST = 2**32 - 1
 
+_FACTORS = tuple(map(np.uint64, (0x9E3779B97F4A7C15, 0xC2B2AE3D27D4EB4F, 0xD6E8FEB86659FD93, 0xA0761D6478BD642F)))
+_AT_A_TIME = 1 << 14  # slots: what the caches hold
 _ANGLE = re.compile(r"(?<=\w)<(?![\s=<])")
 
 Range = tuple[int, int]  # first and last
@@ -154,6 +156,7 @@ class Recorded:
     needed: int
     torn: int
     printed: int | None = None
+    first: int = 0  # the sequence number of its first value: of a part, not 0
 
     def __len__(self) -> int:
         return len(self._starts)
@@ -163,23 +166,38 @@ class Recorded:
         """Where each value begins: its first piece."""
         return np.flatnonzero((self.slots["meta"] >> 23) & 63 == 0)
 
+    @property
+    def _firsts(self) -> np.ndarray[Any, Any]:
+        """The first slot of each value; nothing is copied where values have one slot each."""
+        return self.slots if len(self._starts) == len(self.slots) else self.slots[self._starts]
+
+    def part(self, start: int, stop: int) -> Recorded:
+        """The values from `start` up to `stop`, with the sequence numbers that they have."""
+        ends = [*self._starts[start : stop + 1][[0, -1]], len(self.slots)] if start < len(self) else [0, 0, 0]
+        slots = self.slots[ends[0] : ends[1] if stop < len(self) else ends[2]]
+        return replace(self, slots=slots, first=self.first + start)
+
+    def parts(self, size: int = 1 << 16) -> Iterator[Recorded]:
+        """All values, so many at a time: what is made of them takes little memory."""
+        return (self.part(start, start + size) for start in range(0, len(self), size))
+
     @cached_property
     def columns(self) -> dict[str, np.ndarray[Any, Any]]:
         """Numbers of each value, shape [rows]: sequence, site, launch_id, value_index, type, block_x .. thread_z."""
-        first = self.slots[self._starts]
+        first = self._firsts
         block, thread, meta = first["block"], first["thread"], first["meta"]
         return {
-            "sequence": np.arange(len(first)),
+            "sequence": np.arange(self.first, self.first + len(first)),
             "site": first["site"],
-            "launch_id": (meta & 0x3FFFF).astype(np.int64),
-            "value_index": ((meta >> 18) & 31).astype(np.int64),
-            "type": (thread >> 26) & 15,
-            "block_x": (block & 0x7FFFFFFF).astype(np.int64),
-            "block_y": ((block >> np.uint64(31)) & np.uint64(0xFFFF)).astype(np.int64),
-            "block_z": ((block >> np.uint64(47)) & np.uint64(0xFFFF)).astype(np.int64),
-            "thread_x": (thread & 1023).astype(np.int64),
-            "thread_y": ((thread >> 10) & 1023).astype(np.int64),
-            "thread_z": ((thread >> 20) & 63).astype(np.int64),
+            "launch_id": (meta & 0x3FFFF).astype(np.int32),
+            "value_index": ((meta >> 18) & 31).astype(np.uint8),
+            "type": ((thread >> 26) & 15).astype(np.uint8),
+            "block_x": (block & 0x7FFFFFFF).astype(np.int32),
+            "block_y": ((block >> np.uint64(31)) & np.uint64(0xFFFF)).astype(np.int32),
+            "block_z": ((block >> np.uint64(47)) & np.uint64(0xFFFF)).astype(np.int32),
+            "thread_x": (thread & 1023).astype(np.int32),
+            "thread_y": ((thread >> 10) & 1023).astype(np.int32),
+            "thread_z": ((thread >> 20) & 63).astype(np.int32),
         }
 
     def numbers(self, tag: str) -> np.ndarray[Any, Any]:
@@ -198,8 +216,7 @@ class Recorded:
                 f"{tag}: expected values of one type, got {len(kinds)}", hint=", ".join(self.tags()) or None
             )
         name, dtype = _type(kinds.pop())
-        values = self.slots["bits"][self._starts[rows]].view("u1").reshape(-1, 8)[:, : dtype.itemsize]
-        made = np.ascontiguousarray(values).view(dtype).ravel()
+        made = _elements(self._firsts["bits"][rows], dtype)
         return (made.astype("u4") << 16).view("f4") if name == "bfloat16" else made
 
     def tags(self) -> list[str]:
@@ -218,8 +235,7 @@ class Recorded:
         for kind in np.unique(kinds[simple]):
             rows = np.flatnonzero(simple & (kinds == kind))
             name, dtype = _type(int(kind))
-            bits = self.slots["bits"][self._starts[rows]]
-            elements = np.ascontiguousarray(bits.view("u1").reshape(-1, 8)[:, : dtype.itemsize]).view(dtype).ravel()
+            elements = _elements(self._firsts["bits"][rows], dtype)
             for row, value in zip(rows.tolist(), _plain(name, elements), strict=True):
                 made[row] = (name, value)
         for row in np.flatnonzero(~simple).tolist():
@@ -233,26 +249,46 @@ class Recorded:
             made[row] = (f"{name}[{int(size.sum())}]", _plain(name, np.frombuffer(data, dtype)))
         return made
 
+    @cached_property
+    def places(self) -> dict[tuple[int, int], tuple[str, str, int]]:
+        """Tag, file and line of each site's values, by site and place among them."""
+        found = np.unique(self.columns["site"].astype("u8") << np.uint64(8) | self.columns["value_index"])
+        pairs = [(int(pair) >> 8, int(pair) & 255) for pair in found]
+        unknown = {site: Site("", 0, f"site {site:#010x}", ()) for site, _ in pairs if site not in self.sites}
+        sites = {**self.sites, **unknown}
+        return {(site, at): (sites[site].name(at), sites[site].file, sites[site].line) for site, at in pairs}
+
     def rows(self, kernel: str = "") -> list[dict[str, Any]]:
         """One dictionary a value, as in result.json: sequence, launch_id, kernel, tag, file, line, block, thread, type,
         value; in order of the claims, which for each thread is the order of its own."""
         columns = {name: column.tolist() for name, column in self.columns.items()}
-        made = []
+        places, made = self.places, []
         for row, (kind, value) in enumerate(self.values()):
             at = {name: column[row] for name, column in columns.items()}
-            site = self.sites.get(at["site"]) or Site("", 0, f"site {at['site']:#010x}", ())
+            tag, file, line = places[at["site"], at["value_index"]]
             made.append({
                 "sequence": at["sequence"], "launch_id": at["launch_id"], "kernel": kernel,
-                "tag": site.name(at["value_index"]), "file": site.file, "line": site.line,
+                "tag": tag, "file": file, "line": line,
                 "block": [at["block_x"], at["block_y"], at["block_z"]],
                 "thread": [at["thread_x"], at["thread_y"], at["thread_z"]],
                 "type": kind, "value": value,
             })  # fmt: skip
         return made
 
+    def watched(self, kernel: str = "") -> list[dict[str, Any]]:
+        """The rows of watched assignments, without what they were made from."""
+        sites = [number for number, site in self.sites.items() if site.tag == WATCH]
+        found = np.isin(self.columns["site"], sites) & (self.columns["value_index"] == 0)
+        return [row for at in np.flatnonzero(found) for row in self.part(int(at), int(at) + 1).rows(kernel)]
+
 
 def _type(code: int) -> tuple[str, np.dtype[Any]]:
     return TYPES[code] if code < len(TYPES) else UNKNOWN
+
+
+def _elements(bits: np.ndarray[Any, Any], dtype: np.dtype[Any]) -> np.ndarray[Any, Any]:
+    """The values of a type in words of 8 bytes."""
+    return np.ascontiguousarray(bits).view(dtype)[:: 8 // dtype.itemsize]
 
 
 def _plain(name: str, elements: np.ndarray[Any, Any]) -> list[Any]:
@@ -263,7 +299,7 @@ def _plain(name: str, elements: np.ndarray[Any, Any]) -> list[Any]:
         wide = (elements.astype("u4") << 16).view("f4")
         return [float(f"{value:.4g}") for value in wide.tolist()]
     if name in ("float16", "float32"):
-        return [float(str(value)) for value in elements]
+        return list(map(float, elements.astype("U")))
     return list(elements.tolist())
 
 
@@ -349,10 +385,12 @@ def decode(
 def _complete(slots: np.ndarray[Any, Any], whole: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
     """The whole slots, without those of values of which another piece is missing: a crash came between."""
     places = np.flatnonzero(whole)
-    slots = slots[places]
+    slots = slots if len(places) == len(slots) else slots[places]
     if not len(slots):
         return slots
     piece, last = (slots["meta"] >> 23) & 63, slots["block"] >> np.uint64(63) == 1
+    if last.all() and not piece.any():  # of one slot each
+        return slots
     follows = np.zeros(len(slots), bool)
     follows[1:] = (piece[1:] == piece[:-1] + 1) & ~last[:-1] & (np.diff(places) == 1)
     starts = np.flatnonzero(~follows)
@@ -363,12 +401,15 @@ def _complete(slots: np.ndarray[Any, Any], whole: np.ndarray[Any, Any]) -> np.nd
 
 def _check(slots: np.ndarray[Any, Any], epoch: int) -> np.ndarray[Any, Any]:
     """The check word of each slot, as device_log.cuh works it out."""
-    total: np.ndarray[Any, Any] = np.full(len(slots), epoch, np.uint32)
-    for word in (slots["site"], slots["block"], slots["block"] >> np.uint64(32), slots["thread"], slots["meta"],
-                 slots["bits"], slots["bits"] >> np.uint64(32)):  # fmt: skip
-        total = (total ^ word.astype(np.uint32)) * np.uint32(0x9E3779B1)
-        total ^= total >> np.uint32(15)
-    return total
+    words = slots.view("u8").reshape(-1, 4)  # site and check, block, thread and meta, bits
+    made = np.empty(len(slots), np.uint32)
+    for at in range(0, len(words), _AT_A_TIME):
+        some = words[at : at + _AT_A_TIME]
+        total = (some[:, 0] & np.uint64(0xFFFFFFFF) | np.uint64(epoch << 32)) * _FACTORS[0]
+        for column, factor in enumerate(_FACTORS[1:], 1):
+            total += some[:, column] * factor
+        made[at : at + _AT_A_TIME] = total >> np.uint64(32)
+    return made
 
 
 def _sites(buffer: np.ndarray[Any, Any], slots: np.ndarray[Any, Any]) -> dict[int, Site]:
@@ -434,12 +475,13 @@ def split_expressions(text: str, *, angles: bool = False) -> Iterator[str]:
 
 
 def capture(*modules: Any, records: int = 1_000_000, block: str | None = None, thread: str | None = None,
-            warp: str | None = None) -> AbstractContextManager[GpuLog]:  # fmt: skip
+            warp: str | None = None, fast: bool = False) -> AbstractContextManager[GpuLog]:  # fmt: skip
     """Log what kernels of `modules` write while the block runs; they were compiled with `-DPROBE_ON=1`, `-I HEADERS`.
 
     A module is what CuPy (RawModule) or PyCUDA loaded, a handle of the driver, or a library opened by ctypes that
     exports `probe_attach`. `records` is how many values there is room for; the texts choose threads, as `Selection.of`.
+    `fast` keeps the records on the GPU: for kernels that are timed, and do not crash.
     """
     from harness.device_log import gpu as gpu_log
 
-    return gpu_log.capture(modules, records, Selection.of(block, thread, warp))
+    return gpu_log.capture(modules, records, Selection.of(block, thread, warp), fast)

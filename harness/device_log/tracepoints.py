@@ -17,7 +17,11 @@ from harness.device_log.layout import as_text
 from harness.errors import BuildFailed, UsageError
 
 HEADER = "device_log.cuh"
+VALUE = "PROBE_LOG_VALUE("
 MOST_OPERANDS = 8
+_READ = {
+    "identifier", "qualified_identifier", "subscript_expression", "field_expression", "pointer_expression",
+}  # fmt: skip
 _CHANGING = {"assignment_expression", "update_expression", "new_expression", "delete_expression"}
 _BUILT_IN = {"threadIdx", "blockIdx", "blockDim", "gridDim", "warpSize"}  # every row says where it comes from
 _INTEGERS = re.compile(r"(?:(?:unsigned|signed|long|short|int|char|bool|size_t|u?int\d+_t|__half2?_raw)\s*)+")
@@ -117,8 +121,8 @@ def statement_at(source: Source, line: int) -> tuple[Node, int]:
     """The statement at a line, and the offset before which a tracepoint goes; UsageError where there is none."""
     if not 1 <= line <= len(source.lines):
         raise UsageError(f"{source.name} has no line {line}: it has {len(source.lines)}", hint=_hint(source, line))
-    while source.lines[line - 1].lstrip().startswith("#pragma") and line < len(source.lines):
-        line += 1  # it goes with the statement after it
+    while source.precedes(line) and line < len(source.lines):
+        line += 1
     node = source.node_at(line)
     if node is None:
         raise _nothing(source, line, "is blank")
@@ -133,8 +137,12 @@ def statement_at(source: Source, line: int) -> tuple[Node, int]:
     found = _statement(source, node, line)
     if found is None or found[0].start_byte < function.body.start_byte:
         found = _first_within(source, function, line)
+    if function.constexpr:
+        raise _nothing(source, line, f"is in {function.name}(), which is constexpr: the compiler may run it")
+    if (lost := cuda_source.lost_at(found[0] if found else node)) is not None:
+        raise _nothing(source, line, f"is where the parser lost its way, at {source.of(lost).splitlines()[0][:40]!r}")
     if found is None:
-        raise _nothing(source, line, "holds no statement")
+        raise _nothing(source, line, "holds no statement" if source.shown(line) else "is left out by an #if")
     return found
 
 
@@ -144,13 +152,17 @@ def _first_within(source: Source, function: Function, line: int) -> tuple[Node, 
     here = [statement.node for statement in cuda_source.statements(function) if statement.line == line]
     for node in here:
         if node.type != "compound_statement":
-            return node, _with_pragmas(source.text, node.start_byte)
+            return node, source.begin(node)
+    if not here and function.body.start_point.row == line - 1:
+        here = [function.body]
     return (here[0], here[0].start_byte + 1) if here else None
 
 
 def _statement(source: Source, node: Node, line: int) -> tuple[Node, int] | None:
     if node.type == "else":
         following = node.next_named_sibling
+        while following is not None and following.type == "comment":
+            following = following.next_named_sibling
         if following is None or following.start_point.row != line - 1:
             return None
         node = following
@@ -162,17 +174,8 @@ def _statement(source: Source, node: Node, line: int) -> tuple[Node, int] | None
         if at.type in ("case_statement", "labeled_statement"):
             return None
         if cuda_source.is_statement(at):
-            return at, _with_pragmas(source.text, at.start_byte)
+            return at, source.begin(at)
     return None
-
-
-def _with_pragmas(text: bytes, offset: int) -> int:
-    """Where the pragmas begin that stand before a statement, and belong to it."""
-    before = text[:offset].rstrip()
-    while (row := before.rpartition(b"\n")[2]).lstrip().startswith(b"#pragma"):
-        offset = len(before) - len(row.lstrip())
-        before = before[: len(before) - len(row)].rstrip()
-    return offset
 
 
 def _nothing(source: Source, line: int, why: str) -> UsageError:
@@ -184,8 +187,9 @@ def _hint(source: Source, line: int) -> str:
     """The nearest line with a statement of the GPU's."""
     lines = {
         statement.line
-        for function in source.functions if function.device
-        for statement in cuda_source.statements(function) if statement.node.type != "compound_statement"
+        for function in source.functions if function.device and not function.constexpr
+        for statement in cuda_source.statements(function)
+        if statement.node.type != "compound_statement" and cuda_source.lost_at(statement.node) is None
     }  # fmt: skip
     if not lines:
         return "a source with a __global__ function"
@@ -202,7 +206,7 @@ def _trace(source: Source, point: Tracepoint) -> Iterator[_Edit]:
         f"\n#line 1 {_literal(point.place)}",
         "do { if (::probe_log::wanted() && (", point.condition,
         f")) ::probe_log::record(PROBE_LOG_WHERE({_literal(source.name)}, {point.line}, \"\", {_literal(text)}),",
-        ",\n".join(point.expressions), "); } while (0);", f"#line {row} {_literal(source.name)}\n",
+        ",\n".join(f"{VALUE}{expression})" for expression in point.expressions), "); } while (0);", f"#line {row} {_literal(source.name)}\n",
     ))  # fmt: skip
     bare = cuda_source.is_whole_body(node)
     yield _Edit(offset, 0, f"{{ {logged}" if bare else logged)
@@ -212,7 +216,7 @@ def _trace(source: Source, point: Tracepoint) -> Iterator[_Edit]:
 
 def _watches(source: Source, operands: bool, dropped: Sequence[Function]) -> Iterator[list[_Edit]]:
     for function in source.functions:
-        if function.device and function not in dropped:
+        if function.device and not function.constexpr and function not in dropped:
             for statement in cuda_source.statements(function):
                 if statement.node.type == "declaration":
                     yield from _watch_declaration(source, statement.node, operands)
@@ -228,8 +232,10 @@ def _watch_declaration(source: Source, node: Node, operands: bool) -> Iterator[l
         name, value = declarator.child_by_field_name("declarator"), declarator.child_by_field_name("value")
         if declarator.type != "init_declarator" or name is None or value is None or name.type != "identifier":
             continue
-        texts = [source.of(name), *(_operands(source, value) if operands else ())]
-        yield [_Edit(node.end_byte, 1, f" {_watch(source, declarator, texts)}{', '.join(texts)});")]
+        read = _operands(source, value) if operands else []
+        texts = [source.of(name), *read]
+        given = ", ".join([source.of(name), *(f"PROBE_LOG_VALUE({text})" for text in read)])
+        yield [_Edit(node.end_byte, 1, f" {_watch(source, declarator, texts)}{given});")]
 
 
 def _watch_assignment(source: Source, node: Node, operands: bool) -> Iterator[list[_Edit]]:
@@ -273,7 +279,7 @@ def _operands(source: Source, node: Node) -> list[str]:
 
 
 def _leaves(source: Source, node: Node) -> Iterator[str]:
-    if node.type in ("identifier", "subscript_expression", "field_expression", "pointer_expression"):
+    if node.type in _READ:
         text = source.of(node)
         if (
             text.split(".")[0] not in _BUILT_IN
@@ -322,11 +328,11 @@ def explain(error: BuildFailed, points: Sequence[Tracepoint]) -> BuildFailed | U
         point = by_place.get(match["file"])
         said = _said(point, int(match["line"] or match["row"])) if point else None
         if said is not None:
-            column = int(match["column"] or 0) - 1
+            column = int(match["column"] or 0) - 1 - (len(VALUE) if said[0] == "--print" else 0)
             caret = f"\n  {' ' * column}^" if 0 <= column < len(said[1]) else ""
             return UsageError(
                 f"{match['file']} {said[0]}: does not compile: {match['text']}\n  {said[1]}{caret}",
-                hint="an expression of what is in scope at that line",
+                hint="an expression of what is in scope just before that line: what it declares itself is there on the next one",
             )
     return error
 

@@ -77,6 +77,13 @@ struct Range {
   u32 low, span;  // low <= value <= low + span
 };
 
+// Slots of lanes that claimed together: those of their first values side by side, then those of their second ones, so
+// that each store of a warp writes whole lines.
+struct Claim {
+  u64 first;
+  u32 rank, lanes;  // of this lane among them, and how many they are
+};
+
 struct Log {
   Control* control;  // null: nothing is logged
   Slot* slots;
@@ -127,7 +134,7 @@ PROBE_LOG_DEVICE u32 swap_if_zero(u32* at, u32 value) {
   __atomic_compare_exchange_n(at, &expected, value, false, __ATOMIC_RELAXED, __ATOMIC_RELAXED);
   return expected;
 }
-PROBE_LOG_DEVICE u64 claim(u64* at, u64 slots) { return add(at, slots); }
+PROBE_LOG_DEVICE Claim claim(u64* at, u32 slots) { return {add(at, slots), 0, 1}; }
 PROBE_LOG_DEVICE void store(Slot* at, const Slot& slot) { *at = slot; }
 
 }  // namespace probe_log
@@ -150,16 +157,16 @@ PROBE_LOG_DEVICE u32 exchange(u32* at, u32 value) { return atomicExch(at, value)
 PROBE_LOG_DEVICE u32 swap_if_zero(u32* at, u32 value) { return atomicCAS(at, 0u, value); }
 
 // The lanes that came here together claim together.
-PROBE_LOG_DEVICE u64 claim(u64* at, u64 slots) {
-  const u32 together = __activemask();
+PROBE_LOG_DEVICE Claim claim(u64* at, u32 slots) {
+  const u32 together = __activemask(), lanes = (u32)__popc(together);
   u32 lane, before;
   asm("mov.u32 %0, %%laneid;" : "=r"(lane));
   asm("mov.u32 %0, %%lanemask_lt;" : "=r"(before));
   const u32 leader = __ffs(together) - 1;
   u64 first = 0;
-  if (lane == leader) first = atomicAdd(at, slots * __popc(together));
+  if (lane == leader) first = atomicAdd(at, (u64)(slots * lanes));
   first = __shfl_sync(together, first, leader);
-  return first + slots * __popc(together & before);
+  return {first, (u32)__popc(together & before), lanes};
 }
 
 PROBE_LOG_DEVICE void store(Slot* at, const Slot& slot) {
@@ -240,6 +247,17 @@ template <typename T> struct Plain<volatile T> { typedef T type; };
 template <typename T> struct Plain<const volatile T> { typedef T type; };
 template <typename T, decltype(sizeof(0)) N> struct Plain<const T[N]> { typedef T type[N]; };
 template <typename T, decltype(sizeof(0)) N> struct Plain<volatile T[N]> { typedef T type[N]; };
+
+// What an expression is handed on as: a number by its value, so that a constant of the host, which has no address here,
+// may be logged; all else as it is. T is decltype((expression)).
+template <typename T> struct IsArray { static const bool value = false; };
+template <typename T, decltype(sizeof(0)) N> struct IsArray<T[N]> { static const bool value = true; };
+template <typename T, bool whole> struct KeptAs { typedef T& type; };
+template <typename T> struct KeptAs<T, false> { typedef typename Plain<T>::type type; };
+template <typename T> struct Kept { typedef T type; };
+template <typename T> struct Kept<T&> : KeptAs<T, __is_class(T) || __is_union(T) || IsArray<T>::value> {};
+template <typename T> struct Kept<T&&> : KeptAs<const T, __is_class(T) || __is_union(T) || IsArray<T>::value> {};
+
 template <typename T, bool is_enum> struct Number { typedef typename Plain<T>::type type; };
 template <typename T> struct Number<T, true> { typedef __underlying_type(T) type; };
 template <typename T>
@@ -269,16 +287,11 @@ PROBE_LOG_SHARED constexpr u32 hash(const char* file, u32 line, const char* tag,
   return hash(expressions, hash(tag, hash(file, 2166136261u ^ line) * 31u) * 31u);
 }
 
-PROBE_LOG_DEVICE u32 mix(u32 sum, u32 word) {
-  sum = (sum ^ word) * 0x9e3779b1u;
-  return sum ^ (sum >> 15);
-}
-
+// Multiplications that do not wait for each other; the upper half depends on every bit.
 PROBE_LOG_DEVICE u32 check_of(const Slot& slot, u32 epoch) {
-  u32 sum = mix(epoch, slot.site);
-  sum = mix(mix(sum, (u32)slot.block), (u32)(slot.block >> 32));
-  sum = mix(mix(sum, slot.thread), slot.meta);
-  return mix(mix(sum, (u32)slot.bits), (u32)(slot.bits >> 32));
+  const u64 sum = (slot.site | (u64)epoch << 32) * 0x9e3779b97f4a7c15ull + slot.block * 0xc2b2ae3d27d4eb4full +
+                  (slot.thread | (u64)slot.meta << 32) * 0xd6e8feb86659fd93ull + slot.bits * 0xa0761d6478bd642full;
+  return (u32)(sum >> 32);
 }
 
 PROBE_LOG_DEVICE bool within(const Range& range, u32 value) { return value - range.low <= range.span; }
@@ -303,24 +316,25 @@ struct Where {
 };
 
 // The first to come by a site enters its names into the table; returns the entry's place, or SITES if all are taken.
-PROBE_LOG_COLD u32 enter(const Log& log, const Where& where) {
+PROBE_LOG_COLD u32 enter(u32 hash, u32 line, const char* file, const char* tag, const char* expressions) {
+  const Log& log = current();
+#pragma unroll 1
   for (u32 step = 0; step < SITES; ++step) {
-    const u32 place = (where.hash + step) % SITES;
-    const u32 there = swap_if_zero(&log.control->sites[place], where.hash);
-    if (there == where.hash) return place;
+    const u32 place = (hash + step) % SITES;
+    const u32 there = swap_if_zero(&log.control->sites[place], hash);
+    if (there == hash) return place;
     if (there) continue;
     Site* site = &log.site_table[place];
-    const u32 tag = put(site->text, 0, where.file);
-    put(site->text, put(site->text, tag, where.tag), where.expressions);
-    site->line = where.line;
-    site->hash = where.hash;
+    put(site->text, put(site->text, put(site->text, 0, file), tag), expressions);
+    site->line = line;
+    site->hash = hash;
     return place;
   }
   return SITES;
 }
 
-PROBE_LOG_DEVICE void known(const Log& log, const Where& where) {
-  if (log.control->sites[where.hash % SITES] != where.hash) enter(log, where);
+PROBE_LOG_DEVICE u32 enter(const Where& where) {
+  return enter(where.hash, where.line, where.file, where.tag, where.expressions);
 }
 
 // One value, into the slots from `at` on.
@@ -345,30 +359,31 @@ PROBE_LOG_DEVICE void write(Slot* at, const Log& log, u32 hash, u32 meta, const 
   }
 }
 
-PROBE_LOG_DEVICE void write(Slot*, const Log&, u32, u32, const Nothing&) {}
-
-PROBE_LOG_DEVICE void write_all(Slot*, const Log&, u32, u32) {}
+// Each value into the slots that its lane has of those from `first` on; returns how many found no room.
+PROBE_LOG_DEVICE u32 write_all(const Claim&, u64, const Log&, u32, u32) { return 0; }
 
 template <typename T, typename... Rest>
-PROBE_LOG_DEVICE void write_all(Slot* at, const Log& log, u32 hash, u32 meta, const T& value, const Rest&... rest) {
-  write(at, log, hash, meta, value);
-  write_all(at + pieces<T>(), log, hash, meta + (1u << 18), rest...);
+PROBE_LOG_DEVICE u32 write_all(const Claim& claim, u64 first, const Log& log, u32 hash, u32 meta, const T& value,
+                               const Rest&... rest) {
+  const u64 at = first + claim.rank * pieces<T>();
+  const bool room = at + pieces<T>() <= log.capacity;
+  if (room) write(log.slots + at, log, hash, meta, value);
+  const u32 next = meta + (1u << 18);
+  return !room + write_all(claim, first + claim.lanes * pieces<T>(), log, hash, next, rest...);
 }
 
-// Slots that the values need, and rows that they make.
+template <typename... Rest>
+PROBE_LOG_DEVICE u32 write_all(const Claim& claim, u64 first, const Log& log, u32 hash, u32 meta, const Nothing&,
+                               const Rest&... rest) {
+  return write_all(claim, first, log, hash, meta + (1u << 18), rest...);
+}
+
+// Slots that the values need.
 template <typename... T>
 PROBE_LOG_SHARED constexpr u32 all_pieces() {
   const u32 each[] = {0u, pieces<T>()...};
   u32 sum = 0;
   for (u32 index = 0; index <= sizeof...(T); ++index) sum += each[index];
-  return sum;
-}
-
-template <typename... T>
-PROBE_LOG_SHARED constexpr u32 rows() {
-  const u32 each[] = {0u, Described<T>::elements...};
-  u32 sum = 0;
-  for (u32 index = 0; index <= sizeof...(T); ++index) sum += each[index] != 0;
   return sum;
 }
 
@@ -394,13 +409,11 @@ PROBE_LOG_DEVICE void record(const Where& where, const T&... values) {
   constexpr u32 needed = all_pieces<T...>();
   static_assert(needed <= MAX_PIECES, "PROBE: the values of one call are more than 512 bytes");
   const Log& log = current();
-  known(log, where);
-  const u64 first = claim(&log.control->next, needed);
-  if (first + needed > log.capacity) {
-    add(&log.control->lost, rows<T...>());
-    return;
-  }
-  write_all(log.slots + first, log, where.hash, log.control->launch & 0x3ffff, values...);
+  const u32 launch = log.control->launch & 0x3ffff;
+  if (log.control->sites[where.hash % SITES] != where.hash) enter(where);
+  const Claim claimed = claim(&log.control->next, needed);
+  const u32 lost = write_all(claimed, claimed.first, log, where.hash, launch, values...);
+  if (lost) add(&log.control->lost, lost);
 }
 
 // What a watched assignment was made from; pointers, arrays and the user's own structures say nothing in a table.
@@ -431,9 +444,8 @@ PROBE_LOG_DEVICE bool odd(Type type, u64 bits) {
 template <typename T, typename... Operands>
 PROBE_LOG_COLD void report(Where where, T value, Operands... operands) {
   if (!wanted()) return;
-  const Log& log = current();
-  const u32 place = enter(log, where);
-  if (place < SITES && !exchange(&log.control->fired[place], 1u)) record(where, value, operands...);
+  const u32 place = enter(where);
+  if (place < SITES && !exchange(&current().control->fired[place], 1u)) record(where, value, operands...);
 }
 
 template <bool floating>
@@ -470,6 +482,7 @@ PROBE_LOG_DEVICE void watch(const Where& where, const T& value, const Operands&.
 // The names and the hash of a place are constants. The values are evaluated in chosen threads only.
 #define PROBE_LOG_WHERE(file, line, tag, text) \
   ::probe_log::Where { ::probe_log::Constant<::probe_log::hash(file, line, tag, text)>::value, line, file, tag, text }
+#define PROBE_LOG_VALUE(...) static_cast<typename ::probe_log::Kept<decltype((__VA_ARGS__))>::type>(__VA_ARGS__)
 #define PROBE_LOG_AT(file, line, condition, tag, text, ...)                                             \
   do {                                                                                                  \
     if (::probe_log::wanted() && (condition))                                                           \

@@ -6,7 +6,7 @@ import csv
 import json
 import re
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -17,7 +17,7 @@ from harness.cuda import driver as cuda
 from harness.cuda import source as cuda_source
 from harness.cuda.source import Entry, Source
 from harness.device_log import traced, tracepoints
-from harness.device_log.layout import Selection
+from harness.device_log.layout import Recorded, Selection
 from harness.device_log.traced import Job, Traced
 from harness.device_log.tracepoints import Instrumented
 from harness.errors import EXIT_CLEAN, EXIT_DEFECT, EXIT_INTERRUPTED, BuildFailed, UsageError
@@ -29,7 +29,7 @@ from reports import units
 from reports.pages import page, printed
 
 Tell = Callable[[str], None]
-MOST_JSON_ROWS = 1_000_000  # in result.json: more are only in the tables
+MOST_JSON_ROWS = 100_000  # in result.json, 30 MB of it: more are only in the tables
 
 
 @dataclass(frozen=True)
@@ -128,9 +128,8 @@ def run(settings: Settings, out: Path | None = None, tell: Tell = lambda _: None
     except (BuildFailed, UsageError):
         _discard(session)
         raise
-    rows = done.recorded.rows(subject.entry.name)
-    result = _result(settings, subject, made, done, rows, notes)
-    _write(session, result, rows, done)
+    result = _result(settings, subject, made, done, notes)
+    _write(session, result, done)
     tell("drawing the page")
     page.write(session)
     return Printing(session, result)
@@ -226,7 +225,25 @@ def _trace(
                 raise explained from None
             first = first or _of_the_source(error, subject.source.name)
     assert first is not None
+    if settings.points and not settings.watch and (misplaced := _misplaced(settings, subject, attempt, first)):
+        raise misplaced
     raise first
+
+
+def _misplaced(
+    settings: Settings, subject: _Subject, attempt: Callable[[Instrumented, bool], Traced], error: BuildFailed
+) -> UsageError | None:
+    """If the source compiles without its tracepoints, a line is one where none can stand: which the parser did not see."""
+    try:
+        attempt(tracepoints.instrument(subject.source, folder=subject.folder, entry=subject.entry), False)
+    except BuildFailed:
+        return None
+    lines = ", ".join(f"{subject.source.name}:{line}" for line, _ in settings.points)
+    said = next((row for row in str(error).splitlines() if "error" in row), str(error))
+    return UsageError(
+        f"nothing can be logged at {lines}: without it the source compiles, with it\n  {said}",
+        hint="a line before or after it: macros may stand there that the parser cannot see through",
+    )
 
 
 def _of_the_source(error: BuildFailed, name: str) -> BuildFailed:
@@ -253,20 +270,20 @@ def _result(
     subject: _Subject,
     made: Instrumented,
     done: Traced,
-    rows: list[dict[str, Any]],
     notes: list[str],
 ) -> dict[str, Any]:
-    watched = [row for row in rows if row["tag"].startswith("watch-nan: ") and " <- " not in row["tag"]]
+    records, kernel = len(done.recorded), subject.entry.name
+    watched = done.recorded.watched(kernel)
     defects = len(watched) + len(done.findings) + (done.ended in ("crashed", "timed out") and not done.findings)
-    if len(rows) > MOST_JSON_ROWS:
-        notes = [*notes, f"result.json has the first {MOST_JSON_ROWS} rows; all are in device_log.csv"]
+    if records > MOST_JSON_ROWS:
+        notes = [*notes, f"result.json and the page have the first {MOST_JSON_ROWS} values; all are in device_log.csv"]
     return {
-        "kernel": subject.entry.name, "source": subject.source.name, "grid": subject.grid, "block": subject.block,
-        "records": len(rows), "lost": done.recorded.lost, "torn": done.recorded.torn, "ended": done.ended,
+        "kernel": kernel, "source": subject.source.name, "grid": subject.grid, "block": subject.block,
+        "records": records, "lost": done.recorded.lost, "torn": done.recorded.torn, "ended": done.ended,
         "message": done.message, "defects": defects, "watched": made.watched,
-        "not_finite": [_place(row) for row in watched], "rows": rows[:MOST_JSON_ROWS],
+        "not_finite": [_place(row) for row in watched], "rows": done.recorded.part(0, MOST_JSON_ROWS).rows(kernel),
         "printed": [_printed(one) for one in done.printed], "printed_lost": done.printed_lost,
-        "findings": list(done.findings), "notes": [*notes, *_advice(settings, made, done, len(rows))],
+        "findings": list(done.findings), "notes": [*notes, *_advice(settings, made, done, records)],
     }  # fmt: skip
 
 
@@ -303,50 +320,64 @@ def _advice(settings: Settings, made: Instrumented, done: Traced, rows: int) -> 
     return notes
 
 
-def _write(session: Session, result: Mapping[str, Any], rows: Sequence[Mapping[str, Any]], done: Traced) -> None:
+def _write(session: Session, result: Mapping[str, Any], done: Traced) -> None:
     """result.json, the tables, and the log as `probe report` reads it."""
-    if rows:
-        _write_tables(session, [flat(row) for row in rows])
+    if len(done.recorded):
+        _write_tables(session, done.recorded, str(result["kernel"]))
     if done.printed:
         text = "".join(f"{one.text}\n" for one in done.printed)
         (session.raw / "printed.txt").write_text(text, encoding="utf-8")
     session.write_json("result.json", result)
 
 
-def _write_tables(session: Session, rows: Sequence[Mapping[str, Any]]) -> None:
+def _write_tables(session: Session, recorded: Recorded, kernel: str) -> None:
     """The table device_log; without pandas, whose import takes as long as all the rest."""
     path = session.folder / "device_log.csv"
     with path.open("w", encoding="utf-8", newline="") as stream:
-        writer = csv.DictWriter(stream, list(rows[0]), lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
+        writer = csv.writer(stream, lineterminator="\n")
+        writer.writerow(COLUMNS)
+        for part in recorded.parts():
+            writer.writerows(_flat(part, kernel))
     if find_spec("pyarrow") is not None:
-        _to_parquet(path, session.raw / "device_log.parquet", rows[0])
+        _to_parquet(path, session.raw / "device_log.parquet")
     else:
-        lines = "".join(to_json(row) + "\n" for row in rows)
-        (session.raw / "device_log.jsonl").write_text(lines, encoding="utf-8")
+        with (session.raw / "device_log.jsonl").open("w", encoding="utf-8") as stream:
+            for part in recorded.parts():
+                stream.writelines(to_json(dict(zip(COLUMNS, row, strict=True))) + "\n" for row in _flat(part, kernel))
 
 
-def _to_parquet(table: Path, path: Path, row: Mapping[str, Any]) -> None:
-    """By way of the CSV: what pyarrow makes of Python's objects has it import pandas."""
+def _to_parquet(table: Path, path: Path) -> None:
+    """By way of the CSV: what pyarrow makes of Python's objects has it import pandas. Names are few: each is kept once."""
     import pyarrow  # type: ignore[import-untyped]
     from pyarrow import csv as arrow_csv
     from pyarrow import parquet
 
-    types = {name: pyarrow.string() if isinstance(value, str) else pyarrow.int64() for name, value in row.items()}
-    made = arrow_csv.read_csv(
-        table, parse_options=arrow_csv.ParseOptions(newlines_in_values=True),
-        convert_options=arrow_csv.ConvertOptions(column_types=types, strings_can_be_null=False),
-    )  # fmt: skip
-    parquet.write_table(made, path)
+    types = {name: pyarrow.string() if name in _TEXTS else pyarrow.int64() for name in COLUMNS}
+    options = arrow_csv.ConvertOptions(column_types=types, strings_can_be_null=False)
+    parsing = arrow_csv.ParseOptions(newlines_in_values=True)
+    with (
+        arrow_csv.open_csv(table, parse_options=parsing, convert_options=options) as parts,
+        parquet.ParquetWriter(path, parts.schema) as writer,
+    ):
+        for part in parts:
+            writer.write_batch(part)
 
 
-def flat(row: Mapping[str, Any]) -> dict[str, Any]:
-    """A row of result.json as one of the table device_log."""
-    made = {key: row[key] for key in ("sequence", "launch_id", "kernel", "tag", "file", "line")}
-    for what in ("block", "thread"):
-        made |= {f"{what}_{axis}": number for axis, number in zip("xyz", row[what], strict=True)}
-    return {**made, "type": row["type"], "value": printed.value_text(row["value"])}
+COLUMNS = ("sequence", "launch_id", "kernel", "tag", "file", "line", "block_x", "block_y", "block_z", "thread_x",
+           "thread_y", "thread_z", "type", "value")  # fmt: skip
+_TEXTS = {"kernel", "tag", "file", "type", "value"}
+
+
+def _flat(part: Recorded, kernel: str) -> Iterator[tuple[Any, ...]]:
+    """The rows of the table device_log."""
+    columns = {name: column.tolist() for name, column in part.columns.items()}
+    places = part.places
+    at = zip(columns["site"], columns["value_index"], strict=True)
+    axes = zip(*(columns[f"{what}_{axis}"] for what in ("block", "thread") for axis in "xyz"), strict=True)
+    for sequence, launch, place, where, (kind, value) in zip(
+        columns["sequence"], columns["launch_id"], at, axes, part.values(), strict=True
+    ):
+        yield sequence, launch, kernel, *places[place], *where, kind, printed.value_text(value)
 
 
 def _shown(size: Extent | None) -> str | None:

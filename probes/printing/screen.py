@@ -22,7 +22,7 @@ def show(session: Session, result: Mapping[str, Any]) -> Shown:
          units.shorten(row.value, 60), row.type, view.line(row))
         for row in view.rows
     ]  # fmt: skip
-    yield from cut(HEADERS, rows, str(session.folder / "device_log.csv"))
+    yield from cut(HEADERS, rows, str(session.folder / "device_log.csv"), view.total)
     yield from (f"{view.said(one)}{one['text']}" for one in view.printed[:MOST_ROWS])
     if len(view.printed) > MOST_ROWS:
         yield f"{MOST_ROWS} of {len(view.printed)} outputs of printf shown; all of them are in {session.raw / 'printed.txt'}"

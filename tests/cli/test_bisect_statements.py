@@ -137,12 +137,11 @@ def test_the_users_own_check_gets_a_source_without_the_statements() -> None:
 
 @pytest.mark.slow
 def test_a_constant_that_must_be_one_costs_a_build_a_query_and_no_answer() -> None:
-    """`half` cannot stand behind a switch, since an array's size is made of it: statements are then commented out one by
-    one."""
+    """`mark{half}` may not narrow what is behind a switch: statements are then commented out one by one."""
     Path("k.cu").write_text(
-        'extern "C" __global__ void k(float *out, const float *x, int n)\n{\n    const int half = 64, size = 2 * half;\n'
-        "    __shared__ float tile[size];\n    int i = blockIdx.x * blockDim.x + threadIdx.x;\n"
-        "    tile[threadIdx.x] = 1.0f;\n    out[i] = tile[threadIdx.x];\n}\n"
+        'extern "C" __global__ void k(float *out, const float *x, int n)\n{\n    const int half = 64;\n'
+        "    unsigned char mark{half}; __shared__ float tile[2 * 64];\n    int i = blockIdx.x * blockDim.x + threadIdx.x;\n"
+        "    tile[threadIdx.x] = mark;\n    out[i] = tile[threadIdx.x];\n}\n"
     )
     code, result = bisect("k.cu", *launched())
     assert (code, lines_of(result)) == (1, [7])

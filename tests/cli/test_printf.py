@@ -153,6 +153,34 @@ def test_the_tables_hold_what_the_result_holds(place):
     assert json.loads((place / "report.json").read_text())["artifacts"][0]["summary"]["lines"] == 8
 
 
+def test_of_very_many_values_the_tables_alone_hold_all(place, monkeypatch, capsys):
+    monkeypatch.setattr(printing, "MOST_JSON_ROWS", 50)
+    (place / "in.yaml").write_text("x: {shape: 70000, fill: arange}\ny: {shape: 70000}\nn: 70000\n")
+    (place / "k.cu").write_text(KERNEL.replace('printf("thread %d\\n", i);', ""))
+    result = printf(
+        "k.cu", "--at", "7", "--print", "x[i]", "--grid", "137", "--block", "512", "--args", "in.yaml", "--emulate"
+    )
+    assert (result["records"], len(result["rows"])) == (70_000, 50)
+    assert any("have the first 50 values" in note for note in result["notes"])
+    table = pd.read_csv("session/device_log.csv")
+    assert table["value"].tolist() == table["sequence"].tolist() == list(range(70_000))
+    assert (table["block_x"] * 512 + table["thread_x"]).tolist() == list(range(70_000))
+    told = capsys.readouterr().out
+    assert "70,000 values logged" in told
+    assert "40 of 70000 shown" in told
+
+
+def test_a_line_whose_macro_cannot_be_seen_through_is_told_as_such(place, capsys):
+    (place / "parts.cuh").write_text("#define LOAD(to, from) float to = (from);\n")
+    text = KERNEL.replace("  // a comment\n", "  LOAD(a, 1.f)\n  LOAD(b, a);\n").replace(
+        "SCALE(x[i])", "SCALE(x[i]) * a * b"
+    )
+    (place / "k.cu").write_text('#include "parts.cuh"\n' + text)
+    told = refused(capsys, "k.cu", "--at", "7", "--print", "i", *LAUNCH)
+    assert "nothing can be logged at k.cu:7: without it the source compiles, with it\n  k.cu:9" in told
+    assert printf("k.cu", "--at", "6", "--print", "i", *LAUNCH)["records"] == 8
+
+
 def test_the_page_shows_values_beside_the_lines(place):
     printf("k.cu", "--at", "7", "--print", "x[i]", "--thread", "3,0,0", "--block", "1,*,*", *LAUNCH)
     page = (place / "session" / "report.html").read_text(encoding="utf-8")

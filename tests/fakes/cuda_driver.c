@@ -78,9 +78,12 @@ static int selected(unsigned block, unsigned thread) {
         if (!within(device_log.block[axis], b[axis]) || !within(device_log.thread[axis], t[axis])) return 0;
     return device_log.control && within(device_log.warp, thread / 32);
 }
-static uint32_t mix(uint32_t sum, uint32_t word) {
-    sum = (sum ^ word) * 0x9e3779b1u;
-    return sum ^ sum >> 15;
+static uint32_t check_of(const struct Slot *slot) {
+    uint64_t words[4], factors[4] = {0x9e3779b97f4a7c15, 0xc2b2ae3d27d4eb4f, 0xd6e8feb86659fd93, 0xa0761d6478bd642f}, sum = 0;
+    memcpy(words, slot, sizeof words);
+    words[0] = slot->site | (uint64_t)device_log.epoch << 32;
+    for (int i = 0; i < 4; i++) sum += words[i] * factors[i];
+    return sum >> 32;
 }
 static void record(unsigned block, unsigned thread, float value) {
     static const char said[] = "k.cu\0value\0value";
@@ -93,9 +96,7 @@ static void record(unsigned block, unsigned thread, float value) {
     memcpy(site->text, said, sizeof said);
     struct Slot slot = {.site = 7, .block = {block, 1u << 31}, .thread = thread | 11u << 26, .meta = control->launch};
     memcpy(slot.bits, &value, sizeof value);
-    const uint32_t words[] = {slot.site, slot.block[0], slot.block[1], slot.thread, slot.meta, slot.bits[0], slot.bits[1]};
-    slot.check = device_log.epoch;
-    for (int i = 0; i < 7; i++) slot.check = mix(slot.check, words[i]);
+    slot.check = check_of(&slot);
     device_log.slots[at] = slot;
 }
 static void k(void **p) { /* float* out, int n: out[i] = i / 2; -n of them and a crash, or with out[0] = 1 a hang */

@@ -70,10 +70,10 @@ def prepared(device, path, arrays, *scalars, grid, block, defines=LOGGED):
 def values(device, tmp_path):
     """`run(n, **options)`: the kernel above on n threads, logged."""
 
-    def run(n, records, selection=None):
+    def run(n, records, selection=None, fast=False):
         made, placed = prepared(device, place(tmp_path, VALUES), {"out": np.zeros(n, "f4")}, np.int32(n),
                                 grid=-(-n // 256), block=256)  # fmt: skip
-        log = gpu_log.GpuLog(device, records, selection)
+        log = gpu_log.GpuLog(device, records, selection, fast=fast)
         log.attach(made.modules[0])
         placed.launch()
         return log, placed
@@ -81,9 +81,10 @@ def values(device, tmp_path):
     return run
 
 
-def test_every_value_of_a_million_threads_arrives(values):
+@pytest.mark.parametrize("fast", [False, True])
+def test_every_value_of_a_million_threads_arrives(values, fast):
     n = 1_000_000
-    log, placed = values(n, 2_000_000)
+    log, placed = values(n, 2_000_000, fast=fast)
     recorded = log.read()
     assert (recorded.lost, recorded.torn) == (0, 0)
     np.testing.assert_array_equal(np.sort(recorded.numbers("i")), np.arange(n))

@@ -47,7 +47,9 @@ _COMPOUND = {
 _JUMPS = {"break_statement": "break", "continue_statement": "continue"}
 _ARITHMETIC = {b"+", b"-", b"*", b"/", b"%"}
 _IDENTIFIER = re.compile(r"[A-Za-z_]\w*")
-_REMARK = re.compile(rb"//[^\n]*")
+_REMARK = re.compile(rb"//[^\n]*|\\\r?\n")
+_OPENED, _CLOSED = re.compile(rb"^[ \t]*#[ \t]*if", re.MULTILINE), re.compile(rb"^[ \t]*#[ \t]*endif", re.MULTILINE)
+_CONSTANT = {"template_argument_list", "array_declarator", "static_assert_declaration"}  # what the compiler works out
 _SHOWN = 60  # characters of a statement in its name
 
 
@@ -72,8 +74,14 @@ class Piece:
 
 def pieces(source: Source, entry: Entry) -> list[Piece]:
     """Statements of a kernel and of the functions of its file that may run with it, outer before inner, in order."""
-    functions = [function for function in pruned.compiled(source, entry) if not _at_compile_time(source, function)]
-    return [piece for function in functions for piece in _of_function(source, function)]
+    functions = [function for function in pruned.compiled(source, entry) if not function.constexpr]
+    found = (piece for function in functions for piece in _of_function(source, function))
+    return [piece for piece in found if _whole_conditions(source.text[piece.start : piece.end])]
+
+
+def _whole_conditions(text: bytes) -> bool:
+    """Whether every #if that begins in a text ends in it, and the other way round."""
+    return len(_OPENED.findall(text)) == len(_CLOSED.findall(text))
 
 
 def operands(source: Source, within: Sequence[Piece]) -> list[Piece]:
@@ -159,14 +167,9 @@ def words(count: int) -> int:
 # statements
 
 
-def _at_compile_time(source: Source, function: Function) -> bool:
-    """Whether a function may be needed by the compiler: a switch in it could not be read then."""
-    return b"constexpr" in source.text[function.node.start_byte : function.declarator.start_byte]
-
-
 def _of_function(source: Source, function: Function) -> Iterator[Piece]:
     outermost: Statement | None = None
-    constants = set(_constants(source, function.body))
+    constants = _constants(source, function.body)
     for statement in statements(function):
         if outermost is None or statement.node.start_byte >= outermost.node.end_byte:
             outermost = statement
@@ -180,21 +183,44 @@ def _of_statement(source: Source, statement: Statement, scope: str, constants: C
         yield from (piece for piece in _initial_values(source, node, scope) if piece.name not in constants)
     elif (kind := _kind(node)) is not None:
         target = _target(source, node.named_children[0]) if kind == "assignment" else ""
-        yield Piece(node.start_byte, node.end_byte, kind, "whole", statement.line, scope, target=target)
+        yield Piece(
+            source.begin(node, pragmas=False), node.end_byte, kind, "whole", statement.line, scope, target=target
+        )
 
 
-def _constants(source: Source, node: Node) -> Iterator[str]:
-    """Names that the compiler must know the value of: those in the size of an array, a template's argument, a case."""
-    if node.type == "array_declarator":
-        found = node.child_by_field_name("size")
-    elif node.type == "case_statement":
-        found = node.child_by_field_name("value")
+def _constants(source: Source, body: Node) -> set[str]:
+    """Names that the compiler must know the value of, and those that their values are made of."""
+    found = {name for node in _constant_nodes(body) for name in _IDENTIFIER.findall(source.of(node))}
+    values = dict(_values(source, body))
+    waiting = list(found)
+    while waiting:
+        more = set(_IDENTIFIER.findall(values.get(waiting.pop(), ""))) - found
+        found |= more
+        waiting += more
+    return found
+
+
+def _constant_nodes(node: Node) -> Iterator[Node]:
+    """The size of an array, a template's arguments, a case, an assertion, the condition of an `if constexpr`."""
+    field_of = {"array_declarator": "size", "case_statement": "value"}
+    if node.type == "if_statement" and any(child.type == "constexpr" for child in node.children):
+        field_of["if_statement"] = "condition"
+    if node.type in field_of:
+        found = node.child_by_field_name(field_of[node.type])
     else:
-        found = node if node.type == "template_argument_list" else None
+        found = node if node.type in ("template_argument_list", "static_assert_declaration") else None
     if found is not None:
-        yield from _IDENTIFIER.findall(source.of(found))
+        yield found
     for child in node.named_children:
-        yield from _constants(source, child)
+        yield from _constant_nodes(child)
+
+
+def _values(source: Source, node: Node) -> Iterator[tuple[str, str]]:
+    name, value = node.child_by_field_name("declarator"), node.child_by_field_name("value")
+    if node.type == "init_declarator" and name is not None and value is not None:
+        yield source.of(name), source.of(value)
+    for child in node.named_children:
+        yield from _values(source, child)
 
 
 def _kind(node: Node) -> str | None:
@@ -261,13 +287,16 @@ def _inside(node: Node, piece: Piece) -> Iterator[Node]:
     if piece.start <= node.start_byte and node.end_byte <= piece.end:
         yield node
     for child in node.named_children:
-        yield from _inside(child, piece)
+        if child.type not in _CONSTANT:
+            yield from _inside(child, piece)
 
 
 def _operand(source: Source, node: Node) -> Piece | None:
     if node.type == "binary_expression":
         operator, left = node.child_by_field_name("operator"), node.child_by_field_name("left")
         if operator is None or left is None or operator.text not in _ARITHMETIC:
+            return None
+        if left.type == "template_function":  # `i < n && r > -1` may look like one
             return None
         return _shortened(node, left, "arithmetic")
     if node.type == "call_expression":

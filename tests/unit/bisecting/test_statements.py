@@ -111,16 +111,24 @@ constexpr int sizes(int n) { int twice = n * 2; return twice; }
 void reference(float *y) { y[0] = 1.0f; }
 __global__ void k(float *y, int n)
 {
-    const int size = 64, other = 32;
+    const int half = 32, size = 2 * half, other = 32, least = 4;
+    static_assert(least > 3);
     __shared__ float tile[size][sizes(2)];
-    EACH(i, n) { y[i] = half<other>(i); }
+    EACH(i, n) { y[i] = half_of<other>(i); }
     REPEAT(n) f(y);
 }
 """)
     found = statements.candidates(source, statements.pieces(source, cuda_source.entry_of(source)))
     assert [(c.key.split(": ")[1], c.op_type) for c in found] == [
-        ("EACH(i, n) { y[i] = half<other>(i); }", "macro"), ("y[i] = half<other>(i);", "assignment"), ("f(y);", "call"),
+        ("EACH(i, n) { y[i] = half_of<other>(i); }", "macro"), ("y[i] = half_of<other>(i);", "assignment"), ("f(y);", "call"),
     ]  # fmt: skip
+
+
+def test_what_would_split_a_condition_of_the_preprocessor_is_no_candidate() -> None:
+    text = b"__global__ void k(float *y)\n{\n#ifdef A\n    if (y[0] > 1)\n#endif\n        y[0] = y[1] < 2 && y[2] > -1 + 3;\n}\n"
+    source = cuda_source.parse(text)
+    parts = statements.pieces(source, cuda_source.entry_of(source))
+    assert [text[part.start : part.end][:4] for part in parts] == [b"y[0]"]
 
 
 def test_a_second_copy_of_an_expression_moves_no_line() -> None:

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
+from harness.cuda import readable
 from harness.cuda import source as cuda_source
 from harness.errors import ParseError, UsageError
 from places import ROOT
@@ -148,3 +151,84 @@ def test_a_macro_may_have_a_body_of_its_own():
         6: "expression_statement",
     }
     assert [statement.braced for statement in statements if statement.line == 5] == [True, False]
+
+
+# ---- what the parser is shown
+
+
+OF_OURS = b"""\
+#define FN __device__ __forceinline__  // of ours
+#define KERNEL extern "C" __global__ void
+#define EACH(i, n) \\
+  for (int i = 0; \\
+       i < (n); ++i)
+#define FOREVER for (;;)
+#define LOAD(to, from) float to = (from);
+#define ACC(v) s += (v); t *= 2
+#define TWICE(x) ((x) * 2)
+#define EITHER __device__
+#if 0
+#define EITHER(x) x
+#endif
+FN float f(float v) { return TWICE(v); }
+KERNEL k(float* y) {
+  const char* said = "EACH(i, n) FN"; // FOREVER
+  EACH(i, 2) y[i] = f(1.f);
+  else y[0] = 0;
+  FOREVER { ACC(1); break; }
+  LOAD(a, f(y[0]))
+  LOAD(b, a);
+  CUTLASS_PRAGMA_UNROLL
+  for (;;) ;
+#pragma unroll
+  while (y[0] > EITHER) ;
+}
+"""
+
+
+def test_macros_of_the_file_are_shown_as_what_they_stand_for_and_nothing_moves():
+    parsed = readable.readable(OF_OURS)
+    assert len(parsed.text) == len(OF_OURS)
+    rows, shown = OF_OURS.split(b"\n"), parsed.text.split(b"\n")
+    assert [len(row) for row in rows] == [len(row) for row in shown]
+    assert shown[:13] == rows[:13]
+    assert {row.strip(): b" ".join(new.split()) for row, new in zip(rows, shown, strict=True) if row != new} == {
+        rows[13]: b"float f(float v) { return TWICE(v); }", rows[14]: b"void k(float* y) {",
+        b"EACH(i, 2) y[i] = f(1.f);": b"if(i, 2) y[i] = f(1.f);", b"FOREVER { ACC(1); break; }": b"if(1) { ACC(1); break; }",
+        b"LOAD(a, f(y[0]))": b";", b"LOAD(b, a);": b";;", b"CUTLASS_PRAGMA_UNROLL": b"", b"#pragma unroll": b"",
+    }  # fmt: skip
+    found = cuda_source.parse(OF_OURS)
+    assert [(f.name, f.kernel, f.device) for f in found.functions] == [("f", False, True), ("k", True, True)]
+    assert found.faults == ()
+
+
+@given(st.text(st.sampled_from("#define X(i) ifor{};\"'/*\\\n\r 1_Pragma"), max_size=80))
+def test_whatever_the_text_it_keeps_its_length_and_its_lines(text):
+    for made in (readable.readable(text.encode()).text, readable.one_branch(text.encode())):
+        assert len(made) == len(text.encode())
+        assert [at for at, byte in enumerate(made) if byte == 10] == [at for at, c in enumerate(text) if c == "\n"]
+
+
+@pytest.mark.parametrize(
+    "condition, kept",
+    [
+        ("#if 0", "b"), ("#if 1", "a"), ("#ifdef YES", "a"), ("#ifndef YES", "b"), ("#ifdef NO", "b"), ("#if !defined(NO)", "a"),
+        ("#if defined NO", "b"), ("#if __CUDA_ARCH__ >= 800", "a"), ("#ifdef __CUDACC__ // always", "a"),
+    ],
+)  # fmt: skip
+def test_where_braces_match_only_so_one_branch_is_read(condition, kept):
+    text = f"#define YES\n__global__ void k() {{\n{condition}\nif (a) {{\n#else\nif (b) {{\n#endif\n}}\n}}\n"
+    source = cuda_source.parse(text.encode())
+    assert source.faults == ()
+    assert [source.shown(line) for line in (4, 6)] == [kept == "a", kept == "b"]
+    (first,) = (s for s in cuda_source.statements(source.kernels[0]) if s.depth == 0)
+    assert (first.line, source.begin(first.node)) == (4 if kept == "a" else 6, text.index(f"if ({kept})"))
+
+
+def test_a_statement_begins_with_what_was_hidden_before_it():
+    text = b"__global__ void k() {\n  g();\n#if 1\n  #pragma unroll // so\n  // and\n  /* so */ for (;;) ;\n#endif\n  __align__(8) int a;\n}\n"
+    source = cuda_source.parse(text)
+    nodes = [s.node for s in cuda_source.statements(source.kernels[0]) if s.depth == 0]
+    assert [text[source.begin(node) :].split()[0] for node in nodes] == [b"g();", b"#pragma", b"__align__(8)"]
+    assert text[source.begin(nodes[1], pragmas=False) :].startswith(b"for")
+    assert source.of(source.node_at(6)) == "for"

@@ -94,9 +94,10 @@ def probed(gpu, machine):
 # ---- in this process
 
 
-def test_what_a_kernel_logs_is_read_and_choosing_others_costs_no_compilation(gpu, probed, monkeypatch):
+@pytest.mark.parametrize("fast", [False, True])
+def test_what_a_kernel_logs_is_read_and_choosing_others_costs_no_compilation(gpu, probed, monkeypatch, fast):
     module, placed = probed
-    log = gpu_log.GpuLog(gpu.device, N)
+    log = gpu_log.GpuLog(gpu.device, N, fast=fast)
     log.attach(module)
     placed.launch()
     np.testing.assert_array_equal(log.read().numbers("value"), np.arange(N, dtype="f4") / 2)
@@ -113,9 +114,10 @@ def test_what_a_kernel_logs_is_read_and_choosing_others_costs_no_compilation(gpu
     log.free()
 
 
-def test_losses_are_exact_and_a_saved_log_reads_the_same(gpu, probed, machine):
+@pytest.mark.parametrize("fast", [False, True])
+def test_losses_are_exact_and_a_saved_log_reads_the_same(gpu, probed, machine, fast):
     module, placed = probed
-    log = gpu_log.GpuLog(gpu.device, 100)
+    log = gpu_log.GpuLog(gpu.device, 100, fast=fast)
     log.attach(module)
     log.next_launch()
     placed.launch()
@@ -141,6 +143,10 @@ def test_a_script_and_a_library(gpu, probed, driver_path, monkeypatch):
     with pytest.raises(LaunchFailed), capture(module, records=N) as log:
         placed.launch()
     assert len(log.recorded) == N, "what was logged before the crash is not there"
+    gpu.plant("cuCtxSynchronize", 700)
+    with pytest.raises(LaunchFailed), capture(module, records=N, fast=True) as log:
+        placed.launch()
+    assert (len(log.recorded), log.recorded.lost) == (0, None)
 
 
 def test_a_module_that_logs_nothing_is_refused(gpu, machine):

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import re
+import shutil
+import subprocess
+from collections import Counter
 
 import numpy as np
 import pytest
@@ -47,11 +50,11 @@ def source_of(text: str) -> cuda_source.Source:
     return cuda_source.parse(text.encode(), "k.cu")
 
 
-def run(tmp_path, copy, arrays, *scalars, block=4, entry="k", **more):
+def run(tmp_path, copy, arrays, *scalars, block=4, entry="k", defines=(), **more):
     arguments = (*(Pointer(name) for name in arrays), *scalars)
     names = (*arrays, *(f"scalar {number}" for number in range(len(scalars))))
     path = traced.place(copy.text, "k.cu")
-    launch = Launch(path, entry, (1, 1, 1), (block, 1, 1), arguments, 0, traced.defines_of(), names)
+    launch = Launch(path, entry, (1, 1, 1), (block, 1, 1), arguments, 0, traced.defines_of(defines), names)
     return traced.run(traced.Job(launch, arrays, tmp_path, timeout_s=20, **more), emulate=True)
 
 
@@ -177,6 +180,101 @@ template <typename T, int S> __global__ void k(const T* x, T* y, int n) {
     ]  # fmt: skip
 
 
+# What stands in files of plugins, of CUTLASS, of courses: launchers, macros for specifiers, loops and statements, branches
+# of the preprocessor that open the same brace, attributes, comments before code. Each line says how often it is logged.
+ELSEWHERE = """\
+#include <vector>
+#define FN __device__ __forceinline__
+#define MY_PRAGMA_UNROLL _Pragma("unroll")
+#define EACH(i, n) for (int i = threadIdx.x; i < (n); i += blockDim.x)
+#define UNLESS(c) if (!(c))
+#define LOAD(to, from) float to = (from);
+#define WIDE 1
+constexpr float most = 6.f;
+template <typename T> __global__ void k(const T* x, T* y, int n);
+template <typename T>
+void launch(const std::vector<T>& x, T* y) {
+  k<T><<<1, 4>>>(x.data(), y, x.size());
+}
+FN float clip(float v) { return v > most ? most : v; }  // 8
+template <typename T>
+OTHER_HOST_DEVICE T twice(T v) {  // 8
+  T w = v;  // 8
+  return w + w;  // 8
+}
+__device__ constexpr int half_of(int n) { return n / 2; }
+template <typename T> __global__ void k(const T* x, T* y, int n) {  // 4
+  __align__(16) float rows[2];  // 4
+  EACH(i, n) {  // 4
+    LOAD(a, x[i])  // 8
+    LOAD(b, twice(a));  // 8
+    UNLESS(a > 1)  // 8
+      b += 1;  // 2
+    else  // 0
+      b -= 1;  // 6
+    if (i > 3) [[likely]] b += 2;  // 8
+#if WIDE
+    for (int j = 0; j < 2; ++j) {  // 8
+#else
+    for (int j = 0; j < 4; ++j) {  // 0
+#endif
+      rows[j] = b;  // 16
+    }  // 16
+    MY_PRAGMA_UNROLL  // 8
+    for (int j = 0; j < 2; ++j)  // 8
+      /* one more */ rows[j] += j;  // 16
+    if (b < 0)  // 8
+      goto out;  // 0
+    y[i] = clip(rows[1]);  // 8
+  out:;  // 8
+  }  // 8
+  static_assert(half_of(4) == 2);  // 4
+}  // 4
+"""
+
+
+def elsewhere() -> tuple[cuda_source.Source, dict[int, int]]:
+    counts = {number: int(row.rpartition("// ")[2]) for number, row in enumerate(ELSEWHERE.split("\n"), 1)
+              if re.search(r"// \d+$", row)}  # fmt: skip
+    return source_of(ELSEWHERE), counts
+
+
+def test_every_line_of_a_source_as_it_is_written_elsewhere_is_logged_or_refused(tmp_path):
+    source, counts = elsewhere()
+    entry, points = entry_of(source, "k<float>"), []
+    for line in range(1, len(source.lines) + 1):
+        try:
+            tracepoints.statement_at(source, line)
+            points.append(Tracepoint(line, ("most",)))
+        except UsageError:
+            assert not counts.get(line)
+    assert ELSEWHERE.split("\n").index("    else  // 0") + 1 not in {point.line for point in points}
+    arrays = {"x": np.arange(8, dtype=np.float32), "y": np.zeros(8, np.float32)}
+    launched = {"entry": entry.name, "defines": (("OTHER_HOST_DEVICE", ""),)}
+    plain = run(tmp_path, instrument(source, entry=entry), arrays, np.int32(8), **launched)
+    assert plain.arrays["y"].tolist() == [2, 4, 4, 6, 6, 6, 6, 6]
+    done = run(tmp_path, instrument(source, points, entry=entry), arrays, np.int32(8), **launched)
+    assert done.arrays["y"].tolist() == plain.arrays["y"].tolist()
+    told = Counter(row["line"] for row in done.recorded.rows())
+    assert told == {line: count for line, count in counts.items() if count}
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("nvcc") is None, reason="needs nvcc")
+@pytest.mark.parametrize("watch", [False, True])
+def test_the_compiler_of_the_gpu_takes_it_too(tmp_path, watch):
+    """Constants of the host among what is logged: they have no address there."""
+    source, counts = elsewhere()
+    points = [Tracepoint(line, ("most", "threadIdx")) for line, count in counts.items() if count]
+    copy = instrument(source, () if watch else points, watch=watch, entry=entry_of(source, "k<float>"))
+    (tmp_path / "k.cu").write_bytes(copy.text)
+    command = ["nvcc", "-cubin", "-arch=sm_90", "-std=c++17", "-DPROBE_ON=1", "-DOTHER_HOST_DEVICE=__device__", "-I",
+               ROOT / "kernels" / "cuda", "-o", tmp_path / "k.cubin", tmp_path / "k.cu"]  # fmt: skip
+    made = subprocess.run(command, capture_output=True, text=True)
+    assert made.returncode == 0, made.stderr
+    assert copy.watched == (6 if watch else 0)
+
+
 def test_values_are_those_just_before_the_statement(tmp_path):
     x = np.arange(8, dtype=np.float32)
     points = [parse_print(line, "sum") for line in (9, 10, 11, 12, 13, 15, 18, 20, 21)]
@@ -208,7 +306,7 @@ def test_only_where_the_condition_holds_and_only_in_chosen_threads(tmp_path):
     "line, says",
     [
         (0, "no line 0"), (99, "no line 99: it has 22"), (1, "macro or a directive"), (3, "in a comment"), (7, "is blank"),
-        (4, "holds no statement"), (22, "runs on the host"),
+        (22, "runs on the host"),
     ],
 )  # fmt: skip
 def test_a_line_without_a_statement_is_refused_with_the_nearest_that_has_one(line, says):
@@ -216,6 +314,38 @@ def test_a_line_without_a_statement_is_refused_with_the_nearest_that_has_one(lin
         instrument(source_of(TEXT), [Tracepoint(line, ("i",))])
     nearest = int(re.match(r"--at (\d+)", caught.value.hint)[1])
     instrument(source_of(TEXT), [Tracepoint(nearest, ("i",))])
+
+
+DOUBTFUL = """\
+__device__ constexpr int half_of(int n) { return n / 2; }
+__global__ void k(
+    float* y) {
+  int i = threadIdx.x;
+  SHARED(float, tile);
+  y[i] = half_of(i);
+#ifdef NEVER
+  if (i > 2) {
+    y[i] = 4;
+#else
+  if (i > 3) {
+#endif
+    y[i] = 5;
+  }
+}
+"""
+
+
+@pytest.mark.parametrize(
+    "line, says",
+    [
+        (1, "is in half_of(), which is constexpr"), (2, "holds no statement"), (9, "is left out by an #if"),
+        (5, "is where the parser lost its way, at 'SHARED(float, tile)'"),
+    ],
+)  # fmt: skip
+def test_where_the_tree_may_be_wrong_nothing_is_logged(line, says):
+    with pytest.raises(UsageError, match=re.escape(says)) as caught:
+        tracepoints.statement_at(source_of(DOUBTFUL), line)
+    tracepoints.statement_at(source_of(DOUBTFUL), int(re.match(r"--at (\d+)", caught.value.hint)[1]))
 
 
 @pytest.mark.parametrize("text", ["", "a,", "a b", "x[i", ");", "a; b", "a\nb", ",a"])
@@ -238,9 +368,9 @@ def test_expressions_are_split_where_cpp_does():
 @pytest.mark.parametrize(
     "message, says",
     [
-        ("--at 9:4:1: error: 'nope' was not declared", "--print: does not compile: 'nope' was not declared\n  nope + 1\n  ^"),
+        ("--at 9:4:17: error: 'nope' was not declared", "--print: does not compile: 'nope' was not declared\n  nope + 1\n  ^"),
         ('  --at 9(4): error: identifier "nope" is undefined', '--print: does not compile: identifier "nope" is undefined\n  nope + 1'),
-        ("--at 9:5:3: error: bad", "--print: does not compile: bad\n  x[j]\n    ^"),
+        ("--at 9:5:19: error: bad", "--print: does not compile: bad\n  x[j]\n    ^"),
         ("--at 9:2:1: error: bad", "--if: does not compile: bad\n  j > 1\n  ^"),
     ],
 )  # fmt: skip
