@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import numpy as np
@@ -10,14 +11,12 @@ from onnx import TensorProto, ValueInfoProto, helper, shape_inference
 
 from harness.errors import UsageError
 from harness.models.model import Model
-from harness.models.runtime import Feeds, Runner
+from harness.models.runtime import Feeds, Runner, runner
 
 CHUNK_ELEMENTS = 2**25  # of activations fetched at once
 FLOATS = frozenset({TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.BFLOAT16, TensorProto.DOUBLE})
-# NumPy has no such types, so they leave the run as FP32, which holds every one of their values.
-WIDENED = frozenset({TensorProto.BFLOAT16, TensorProto.FLOAT8E4M3FN, TensorProto.FLOAT8E4M3FNUZ, TensorProto.FLOAT8E5M2,
-                     TensorProto.FLOAT8E5M2FNUZ})  # fmt: skip
-NUMERIC = WIDENED | FLOATS | {
+NUMERIC = FLOATS | {
+    TensorProto.FLOAT8E4M3FN, TensorProto.FLOAT8E4M3FNUZ, TensorProto.FLOAT8E5M2, TensorProto.FLOAT8E5M2FNUZ,
     TensorProto.BOOL, TensorProto.INT8, TensorProto.INT16, TensorProto.INT32, TensorProto.INT64,
     TensorProto.UINT8, TensorProto.UINT16, TensorProto.UINT32, TensorProto.UINT64,
 }  # fmt: skip
@@ -28,7 +27,7 @@ def tensor_types(model: Model) -> dict[str, int]:
     known = dict(model.dtypes)
     untold = [name for name in _made(model) if name not in known]
     if untold:
-        known |= _TypedRunner(_fetching(model, untold), model.weights, optimise=False, lean=True).types
+        known |= _types(runner(fetching(model, untold), model.weights, optimise=False, lean=True))
     return known
 
 
@@ -63,17 +62,14 @@ def sweep(
     if sizes is None:
         sizes = _sizes(model, max(samples, key=lambda feeds: sum(array.size for array in feeds.values())), wanted)
     for chunk in chunks(wanted, sizes):
-        runner = Runner(_fetching(model, chunk), model.weights, optimise=False, lean=True)
+        session = runner(fetching(model, chunk), model.weights, optimise=False, lean=True)
         for index, feeds in enumerate(samples):
-            yield index, dict(zip(chunk, runner.run(feeds), strict=True))
+            yield index, dict(zip(chunk, session.run(feeds), strict=True))
 
 
-class _TypedRunner(Runner):
-    @property
-    def types(self) -> dict[str, int]:
-        """Output name -> data type, for outputs that are tensors."""
-        found = {value.name: value.type for value in self._session.get_outputs()}
-        return {name: _data_type(text) for name, text in found.items() if text.startswith("tensor(")}
+def _types(session: Runner) -> dict[str, int]:
+    """Output name -> data type, for outputs that are tensors."""
+    return {name: _data_type(text) for name, text in session.output_types.items() if text.startswith("tensor(")}
 
 
 def _data_type(text: str) -> int:
@@ -111,29 +107,26 @@ def _given(model: Model, feeds: Feeds, name: str) -> np.ndarray | None:
     return feeds[name] if name in feeds else model.constant(name)
 
 
-def _fetching(model: Model, names: Sequence[str]) -> onnx.ModelProto:
-    """The model with these tensors as its only outputs, in their order, of types that NumPy has."""
+def fetching(model: Model, names: Sequence[str]) -> onnx.ModelProto:
+    """The model with these tensors as its only outputs, in their order."""
     proto = onnx.ModelProto()
     proto.CopyFrom(model.proto)
     del proto.graph.output[:]
     for name in names:
-        widened = f"{name}:widened" if model.dtypes.get(name) in WIDENED else name
-        if widened != name:
-            proto.graph.node.append(helper.make_node("Cast", [name], [widened], to=TensorProto.FLOAT))
-        proto.graph.output.append(ValueInfoProto(name=widened))
+        proto.graph.output.append(ValueInfoProto(name=name))
     return proto
 
 
 def _sizes(model: Model, feeds: Feeds, names: Sequence[str]) -> dict[str, int]:
-    """Elements per tensor, by a `Size` node on each: no activation leaves the run."""
+    """Elements per tensor, by a `Shape` node on each (`Size` is not for all types): no activation leaves the run."""
     proto = onnx.ModelProto()
     proto.CopyFrom(model.proto)
     del proto.graph.output[:]
-    sizes = [f"{name}:size" for name in names]
-    proto.graph.node.extend(helper.make_node("Size", [name], [size]) for name, size in zip(names, sizes, strict=True))
-    proto.graph.output.extend(ValueInfoProto(name=size) for size in sizes)
-    values = Runner(proto, model.weights, optimise=False, lean=True).run(feeds)
-    return {name: int(value) for name, value in zip(names, values, strict=True)}
+    shapes = [f"{name}:shape" for name in names]
+    proto.graph.node.extend(helper.make_node("Shape", [n], [shape]) for n, shape in zip(names, shapes, strict=True))
+    proto.graph.output.extend(ValueInfoProto(name=shape) for shape in shapes)
+    values = runner(proto, model.weights, optimise=False, lean=True).run(feeds)
+    return {name: math.prod(map(int, value)) for name, value in zip(names, values, strict=True)}
 
 
 def chunks(names: Iterable[str], sizes: Mapping[str, int]) -> Iterator[list[str]]:

@@ -10,6 +10,7 @@ lowered one costs one rounding per tensor. (`Where` computes both sides and took
 - A tensor with a single reader is rounded where it is made, if its maker or its reader is lowered.
 - A tensor with several readers is also offered rounded, for those that are lowered while its maker is not.
 - Weights are rounded once, beforehand, while they are small enough to be kept twice, else by casts inside the branch.
+- Nodes that draw random numbers are run once, beforehand; what they drew is an input.
 - Operators that only select values (EXACT_OPS) are rounded at their output alone, and not at all after rounded inputs.
 """
 
@@ -23,12 +24,13 @@ import numpy as np
 import onnx
 from onnx import AttributeProto, TensorProto, helper, numpy_helper
 
-from harness.errors import UsageError
+from harness import optional
+from harness.models.activations import fetching
 from harness.models.model import Model, body_dtypes, reads, subgraphs
-from harness.models.precision import EXACT_OPS, Lowering, Positions, Precision
-from harness.models.runtime import Feeds
+from harness.models.precision import EXACT_OPS, Lowering, Positions, Precision, draws
+from harness.models.runtime import Feeds, runner
 from harness.models.segments import Bound, Segmented
-from harness.models.switching import flag, if_node, weight_tensor
+from harness.models.switching import flag, if_node, value_info, weight_tensor
 
 KEEP_TWICE_BYTES = 256 << 20  # weights up to this size are also held rounded; above, one copy of the weights is kept
 
@@ -73,10 +75,6 @@ class Emulation:
 
     def __init__(self, model: Model, precision: Precision = Precision.FP16, *, threads: int = 0, keep_twice: bool | None = None,
                  optimise: bool = True) -> None:  # fmt: skip
-        if model.opset < 11:
-            raise UsageError(f"{model.path}: opset {model.opset}, the emulation needs 11 or newer",
-                             hint="convert it: python -c \"import onnx; from onnx import version_converter; onnx.save("
-                             f"version_converter.convert_version(onnx.load('{model.path.name}'), 17), 'opset17.onnx')\"")  # fmt: skip
         twice = model.weight_bytes <= KEEP_TWICE_BYTES if keep_twice is None else keep_twice
         plan = _plan(model, precision, twice)
         nodes, self._switches = _rewrite(plan)
@@ -85,6 +83,9 @@ class Emulation:
         self._flag_count = plan.flags
         proto = onnx.ModelProto()
         proto.CopyFrom(model.proto)
+        self._source = model
+        self._drawn = [name for node in model.nodes if draws(node.proto) for name in node.proto.output if name]
+        proto.graph.input.extend(value_info(name, model.dtypes.get(name, 0)) for name in self._drawn)
         proto.graph.initializer.extend(weight_tensor(name, array) for name, array in plan.rounded.items())
         self._model = Segmented(
             proto, nodes, plan.flags, model.weights | plan.rounded, _with_rounded(model.dtypes, plan.offered),
@@ -93,7 +94,15 @@ class Emulation:
 
     def bind(self, feeds: Feeds) -> Sample:
         """The emulation with one sample of inputs; parts that a set leaves as another one did are not computed again."""
-        return Sample(self._model.bind(feeds), self._flags)
+        return Sample(self._model.bind({**feeds, **self._draw(feeds)}), self._flags)
+
+    def _draw(self, feeds: Feeds) -> Feeds:
+        """Random numbers, drawn once (the same in every process): else no two evaluations could be compared."""
+        if not self._drawn:
+            return {}
+        optional.load("onnxruntime").set_seed(0)
+        values = runner(fetching(self._source, self._drawn), self._source.weights, lean=True).run(feeds)
+        return dict(zip(self._drawn, values, strict=True))
 
     def run(self, feeds: Feeds, lowered: Collection[int]) -> list[np.ndarray]:
         """The model's outputs, in its own order, with the nodes `lowered` (indices) stored in the lower precision."""
@@ -157,13 +166,14 @@ def _rewrite(plan: _Plan) -> tuple[list[onnx.NodeProto], list[_Switch | None]]:
     """The nodes of the instrumented model, and the switch of every node (None: cannot be lowered)."""
     model = plan.model
     maker = {name: node.index for node in model.nodes for name in node.proto.output}
-    for value in model.inputs:
-        _offer_rounded(plan, value.name, plan.head)
+    drawn = [name for node in model.nodes if draws(node.proto) for name in node.proto.output]
+    for name in [*(value.name for value in model.inputs), *drawn]:
+        _offer_rounded(plan, name, plan.head)
     body: list[onnx.NodeProto] = []
     switches: list[_Switch | None] = []
     for node, where in zip(model.nodes, plan.positions, strict=True):
         if not where:
-            body.append(node.proto)
+            body.extend([] if draws(node.proto) else [node.proto])
             switches.append(None)
         else:
             made, switch = _switch_node(plan, node.proto, where, maker)

@@ -20,8 +20,8 @@ from harness.models.activations import FLOATS, feeds_as
 from harness.models.halves import spelt_out
 from harness.models.matching import Matching
 from harness.models.model import Model, captured, opset_of, scope_of, subgraphs, walk
-from harness.models.runtime import Feeds, Runner
-from harness.models.switching import FLAGS, flag, renamed, with_flags
+from harness.models.runtime import Feeds, runner
+from harness.models.switching import FLAGS, flag, renamed, value_info, with_flags
 from harness.models.weaving import Region, now
 
 WIDTHS = (TensorProto.FLOAT16, TensorProto.BFLOAT16, TensorProto.FLOAT, TensorProto.DOUBLE)
@@ -61,9 +61,6 @@ class Hybrid:
     """
 
     def __init__(self, matching: Matching, *, threads: int = 0, optimise: bool = True) -> None:
-        if matching.model.opset < 11:
-            raise UsageError(f"{matching.model.path}: opset {matching.model.opset}, comparing needs 11 or newer",
-                             hint="convert both models with onnx.version_converter")  # fmt: skip
         ours, theirs = _sides(matching)
         wide = _wide_types(matching, ours, theirs)
         nodes: list[onnx.NodeProto] = []
@@ -76,7 +73,7 @@ class Hybrid:
                 self.parts.append(_part(len(self.parts), region, matching))
         proto = with_flags(_shell(matching, ours, theirs, wide, nodes), nodes, len(self.parts))
         self.inputs = list(_inputs(matching, wide))
-        self._runner = Runner(proto, _arrays(ours) | _arrays(theirs), threads=threads, optimise=optimise)
+        self._runner = runner(proto, _arrays(ours) | _arrays(theirs), threads=threads, optimise=optimise)
 
     def run(self, feeds: Feeds, applied: Collection[int]) -> list[np.ndarray]:
         """The outputs, in MODEL's order (float ones in the wider of both models' types)."""
@@ -111,13 +108,13 @@ def _digest(tensor: TensorProto, array: np.ndarray | None) -> str:
 
 
 def _wide_types(matching: Matching, ours: _Side, theirs: _Side) -> dict[str, int]:
-    """Tensor of the woven graph -> its type: of the two, the one that holds the values of both."""
+    """Tensor of the woven graph -> its type: of the two, the one that holds the values of both; 0 for what is no tensor."""
     inputs = {v.name: v.type.tensor_type.elem_type for v in theirs.model.inputs}
     for value in ours.model.inputs:
         mine = value.type.tensor_type.elem_type
         inputs[value.name] = _wider(mine, inputs.get(value.name, mine), value.name)
     return inputs | {
-        now(link.ours): _wider(ours.types[link.ours], theirs.types[link.theirs], link.ours)
+        now(link.ours): _wider(ours.types.get(link.ours, 0), theirs.types.get(link.theirs, 0), link.ours)
         for region in matching.regions for link in region.links
     }  # fmt: skip
 
@@ -137,7 +134,7 @@ def _wider(mine: int, other: int, name: str) -> int:
 
 def _identical(region: Region, ours: _Side, theirs: _Side) -> bool:
     """Whether both ways are the same operators with the same attributes and weights, on the same tensors and types."""
-    if any(ours.types[link.ours] != theirs.types[link.theirs] for link in region.links):
+    if any(ours.types.get(link.ours, 0) != theirs.types.get(link.theirs, 0) for link in region.links):
         return False
     mine = _meanings(ours, region.ours, region.our_reads)
     other = _meanings(theirs, region.theirs, region.their_reads)
@@ -221,7 +218,7 @@ def _switched(
         targets = dict(zip(names, outputs, strict=True))
         kinds = {inside: wide[outside] for inside, outside in zip(outputs, made, strict=True)}
         written = _write(nodes, reads, side, {**wide, **kinds}, targets, f"{tag}:{side.tag}")
-        values = [helper.make_tensor_value_info(name, kinds[name], None) for name in outputs]
+        values = [value_info(name, kinds[name]) for name in outputs]
         branches.append(helper.make_graph(written, f"{tag}:{side.tag}", [], values))
     return helper.make_node("If", [flag(index)], made, name=tag, then_branch=branches[0], else_branch=branches[1])
 
@@ -233,12 +230,14 @@ def _write(
     written: list[onnx.NodeProto] = []
     names = dict(reads)
     for name, current in reads.items():
-        if wide[current] != side.types[name]:
+        if wide[current] != side.types.get(name, 0):
             names[name] = f"{tag}:{name}:narrow"
-            written.append(helper.make_node("Cast", [current], [names[name]], to=side.types[name]))
+            written.append(helper.make_node("Cast", [current], [names[name]], to=side.types.get(name, 0)))
     made = {name for index in nodes for name in side.model.nodes[index].proto.output}
     direct = {
-        own: to for own, to in targets.items() if own in made and wide[to] == side.types[own] and own not in reads
+        own: to
+        for own, to in targets.items()
+        if own in made and wide[to] == side.types.get(own, 0) and own not in reads
     }
 
     def name_of(name: str) -> str:
@@ -250,7 +249,7 @@ def _write(
             # What is read from the graph around, another region makes: here it is made again on the side.
             written[-1].output[:] = [f"{tag}:{n}:again" if n in reads else name_of(n) if n else n for n in node.output]
     for own, to in targets.items():
-        if own not in direct and wide[to] != side.types[own]:
+        if own not in direct and wide[to] != side.types.get(own, 0):
             written.append(helper.make_node("Cast", [name_of(own)], [to], to=wide[to]))
         elif own not in direct:
             written.append(helper.make_node("Identity", [name_of(own)], [to]))
@@ -270,9 +269,7 @@ def _shell(
             if name == f"{side.tag}:{tensor.name}" and name in read:
                 graph.initializer.append(tensor)
                 graph.initializer[-1].name = name
-    graph.output.extend(
-        helper.make_tensor_value_info(now(name), wide[now(name)], None) for name in matching.model.outputs
-    )
+    graph.output.extend(value_info(now(name), wide[now(name)]) for name in matching.model.outputs)
     versions: dict[str, int] = {}
     for entry in (*theirs.model.proto.opset_import, *ours.model.proto.opset_import):
         domain = "" if entry.domain == "ai.onnx" else entry.domain

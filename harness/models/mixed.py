@@ -15,9 +15,9 @@ from onnx import TensorProto, helper, numpy_helper
 
 from harness.errors import UsageError
 from harness.models.model import Model, body_dtypes, captured, subgraphs
-from harness.models.precision import Lowering, Positions, Precision
+from harness.models.precision import NOWHERE, Lowering, Positions, Precision
 
-NOTHING = Positions((), ())
+TYPE_ATTRIBUTES = ("to", "dtype", "output_dtype")
 
 
 def mixed_model(
@@ -34,11 +34,11 @@ def mixed_model(
         )
     low, lowering = set(lowered), Lowering(model.proto, precision)
     positions = {id(n.proto): lowering.positions(n.proto, model.dtypes) for n in model.nodes if n.index in low}
-    scope = _Scope(lowering, model.dtypes, weights=model.weights)
+    scope = _Scope(lowering, model.dtypes, _names(model.graph), weights=model.weights)
     scope.forms.update({(value.name, False): value.name for value in model.graph.input})
     scope.take_constants(model.graph)
     for node in model.nodes:
-        scope.add(node.proto, positions.get(id(node.proto), NOTHING))
+        scope.add(node.proto, positions.get(id(node.proto), NOWHERE))
     scope.end(model.outputs, low=False)
     proto = onnx.ModelProto()
     proto.CopyFrom(model.proto)
@@ -56,12 +56,21 @@ def mixed_model(
     return proto, {name: array for name, array in scope.weights.items() if name in used}
 
 
+def _names(graph: onnx.GraphProto) -> set[str]:
+    """Every tensor's name, those inside subgraphs too."""
+    names = {value.name for value in (*graph.input, *graph.output)} | {tensor.name for tensor in graph.initializer}
+    for node in graph.node:
+        names.update(*(_names(body) for body in subgraphs(node)), node.input, node.output)
+    return names
+
+
 @dataclass
 class _Scope:
     """One graph being rewritten. A float tensor has a stored form and, made on demand, its cast to the other one."""
 
     lowering: Lowering
     dtypes: Mapping[str, int]
+    taken: set[str]  # names of the model and of what was added, in all its graphs
     parent: _Scope | None = None
     weights: dict[str, np.ndarray] = field(default_factory=dict)
     constants: dict[str, TensorProto] = field(default_factory=dict)
@@ -105,7 +114,7 @@ class _Scope:
 
     def _swap_names(self, name: str, cast: str) -> None:
         """An output keeps its name in FP32: what was stored under it moves aside."""
-        stored = f"{name}:stored"
+        stored = self._fresh(f"{name}:stored")
         for node in self.nodes:
             rename = {name: stored, cast: name}
             node.output[:] = [rename.get(n, n) for n in node.output]
@@ -115,7 +124,7 @@ class _Scope:
 
     def _rewrite_body(self, graph: onnx.GraphProto, *, low: bool) -> None:
         dtypes = {**self.dtypes, **body_dtypes(graph, self.dtypes, self.lowering.opset)}
-        inner = _Scope(self.lowering, dtypes, parent=self)
+        inner = _Scope(self.lowering, dtypes, self.taken, parent=self)
         inner.take_constants(graph)
         lower_type = self.lowering.precision.onnx_type
         for value in graph.input:
@@ -124,7 +133,7 @@ class _Scope:
             if is_low:
                 value.type.tensor_type.elem_type = lower_type
         for node in graph.node:
-            inner.add(node, self.lowering.positions(node, dtypes) if low else NOTHING)
+            inner.add(node, self.lowering.positions(node, dtypes) if low else NOWHERE)
         floats = [v.name for v in graph.output if dtypes.get(v.name) == TensorProto.FLOAT]
         names = inner.end(floats, low=low)
         for value in graph.output:
@@ -137,6 +146,13 @@ class _Scope:
         constants = [TensorProto.FromString(t.SerializeToString()) for t in inner.constants.values()]
         del graph.initializer[:]
         graph.initializer.extend(constants)
+
+    def _fresh(self, name: str) -> str:
+        """`name`, or something like it that nobody bears: a model may have been through here before."""
+        while name in self.taken:
+            name += "'"
+        self.taken.add(name)
+        return name
 
     def _is_float(self, name: str) -> bool:
         return self.dtypes.get(name) == TensorProto.FLOAT
@@ -153,7 +169,7 @@ class _Scope:
             return holder._lower_constant(name)
         stored = self._find(lambda scope: scope.forms.get((name, not low))) or name
         suffix = self.lowering.precision.value if low else "fp32"
-        cast = f"{name}:{suffix}"
+        cast = self._fresh(f"{name}:{suffix}")
         to = self.lowering.precision.onnx_type if low else TensorProto.FLOAT
         self.nodes.append(helper.make_node("Cast", [stored], [cast], name=f"probe_cast/{cast}", to=to))
         self.forms[name, low] = cast
@@ -176,7 +192,8 @@ class _Scope:
         return scope
 
     def _lower_constant(self, name: str) -> str:
-        lowered, precision = f"{name}:{self.lowering.precision.value}", self.lowering.precision
+        precision = self.lowering.precision
+        lowered = self._fresh(f"{name}:{precision.value}")
         if name in self.weights:
             array = precision.store(self.weights[name])
             self.weights[lowered] = array
@@ -191,9 +208,9 @@ class _Scope:
 
 
 def _lower_attributes(node: onnx.NodeProto, precision: Precision) -> None:
-    """Where an attribute decides the output's type: Cast(to), ConstantOfShape(value), Constant, and those with dtype."""
+    """Where an attribute decides the output's type: Cast(to), ConstantOfShape(value), Constant, EyeLike(dtype)."""
     for attribute in node.attribute:
-        if attribute.name in ("to", "dtype") and attribute.i == TensorProto.FLOAT:
+        if attribute.name in TYPE_ATTRIBUTES and attribute.i == TensorProto.FLOAT:
             attribute.i = precision.onnx_type
         elif attribute.type == onnx.AttributeProto.TENSOR and attribute.t.data_type == TensorProto.FLOAT:
             attribute.t.CopyFrom(
@@ -209,8 +226,6 @@ def _lower_attributes(node: onnx.NodeProto, precision: Precision) -> None:
         node.attribute.append(
             helper.make_attribute("value", numpy_helper.from_array(precision.store(np.zeros(1, np.float32))))
         )
-    if node.op_type in ("RandomNormal", "RandomUniform") and "dtype" not in names:
-        node.attribute.append(helper.make_attribute("dtype", precision.onnx_type))
 
 
 def _rename_captured(graph: onnx.GraphProto, rename: Mapping[str, str]) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +23,9 @@ HELD = "probe:held"  # the external data location of a weight that is held in me
 INLINE_BYTES = 4096  # tensors up to this size stay in the graph: shape inference and TensorRT's parser read them there
 
 
+STANDARD_DOMAINS = ("", "ai.onnx")
+DEFAULT_OPSET = 17  # imported where a model has no ONNX operator of its own
+INVALID = "python -m onnx.checker MODEL.onnx tells more; export the model again"
 WHOLE = "export or copy it again: it is empty, cut off, or no ONNX file"
 PACKED = tuple(
     getattr(TensorProto, name)
@@ -117,9 +121,15 @@ def from_proto(proto: onnx.ModelProto, path: Path) -> Model:
         from onnx import inliner
 
         proto = inliner.inline_local_functions(proto)
+    _check_opset(proto, path)
+    _own_initialisers(proto)
     _hoist_constants(proto.graph)
+    _sort(proto.graph, path)
     weights = _take_weights(proto.graph, path)
-    return Model(path, proto, weights, infer_dtypes(proto), _name_nodes(proto.graph))
+    dtypes = infer_dtypes(proto)
+    if _type_bodies(proto.graph, dtypes, opset_of(proto)):
+        dtypes = infer_dtypes(proto)
+    return Model(path, proto, weights, dtypes, _name_nodes(proto.graph))
 
 
 def opset_of(proto: onnx.ModelProto, domain: str = "") -> int:
@@ -183,6 +193,83 @@ def body_dtypes(graph: onnx.GraphProto, outer: Mapping[str, int], opset: int) ->
     return {name: dtype for name, dtype in infer_dtypes(shell).items() if name in made}
 
 
+def _check_opset(proto: onnx.ModelProto, path: Path) -> None:
+    """A model of other domains' operators alone may import no opset of ONNX; nodes of ours (casts) will need one."""
+    if opset_of(proto):
+        return
+    if any(node.domain in STANDARD_DOMAINS for node in walk(proto.graph)):
+        raise ParseError(path, "opset_import", "the version of ONNX's operators", "none", hint=WHOLE)
+    proto.opset_import.append(helper.make_opsetid("", DEFAULT_OPSET))
+
+
+def _own_initialisers(proto: onnx.ModelProto) -> None:
+    """Initialisers that are initialisers only and dense: one listed as an input too is its default, and nobody feeds it."""
+    graph = proto.graph
+    graph.initializer.extend(_dense(tensor) for tensor in graph.sparse_initializer)
+    del graph.sparse_initializer[:]
+    known = {tensor.name for tensor in graph.initializer}
+    inputs = [value for value in graph.input if value.name not in known]
+    if len(inputs) != len(graph.input):
+        inputs = [onnx.ValueInfoProto.FromString(value.SerializeToString()) for value in inputs]
+        del graph.input[:]
+        graph.input.extend(inputs)
+    proto.ir_version = max(proto.ir_version, 4)  # before, every initialiser had to be an input
+
+
+def _dense(sparse: onnx.SparseTensorProto, name: str = "") -> TensorProto:
+    values, indices = numpy_helper.to_array(sparse.values), numpy_helper.to_array(sparse.indices)
+    array = np.zeros(tuple(sparse.dims), values.dtype)
+    array[tuple(indices.T) if indices.ndim == 2 else np.unravel_index(indices, array.shape)] = values
+    return numpy_helper.from_array(array, name or sparse.values.name)
+
+
+def _sort(graph: onnx.GraphProto, path: Path) -> None:
+    """Nodes in topological order, which ONNX asks for and ONNX Runtime does without.
+
+    Raises ParseError if two nodes make one tensor, or one that is read is made nowhere.
+    """
+    makers: dict[str, int] = {}
+    for index, node in enumerate(graph.node):
+        for name in filter(None, node.output):
+            if name in makers:
+                raise ParseError(path, f"tensor {name!r}", "one node that makes it", "two or more", hint=INVALID)
+            makers[name] = index
+    given = {value.name for value in graph.input} | {tensor.name for tensor in graph.initializer}
+    needs = [reads(node) for node in graph.node]
+    for node, names in zip(graph.node, needs, strict=True):
+        if lost := next((name for name in names if name not in makers and name not in given), None):
+            raise ParseError(path, f"node {node.name or ''.join(node.output[:1])!r}", "inputs that something makes",
+                             f"{lost!r}, which is no input, no initialiser and no node's output", hint=INVALID)  # fmt: skip
+    before = [{makers[name] for name in names if name in makers} for names in needs]
+    if all(made < index for index, all_made in enumerate(before) for made in all_made):
+        return
+    try:
+        order = list(TopologicalSorter(dict(enumerate(before))).static_order())
+    except CycleError as error:
+        names = [graph.node[index].name or graph.node[index].op_type for index in error.args[1]]
+        raise ParseError(path, "graph", "no cycle", " -> ".join(reversed(names)), hint=INVALID) from None
+    nodes = [onnx.NodeProto.FromString(graph.node[index].SerializeToString()) for index in order]
+    del graph.node[:]
+    graph.node.extend(nodes)
+
+
+def _type_bodies(graph: onnx.GraphProto, dtypes: Mapping[str, int], opset: int) -> bool:
+    """Give inputs of the bodies of Loop and Scan the types of what they are fed with; whether any had none."""
+    found = False
+    for node in graph.node:
+        fed = ["", "", *node.input[2:]] if node.op_type == "Loop" else list(node.input)  # a Loop counts by itself
+        for body in subgraphs(node):
+            for value, name in zip(
+                reversed(body.input), reversed(fed), strict=False
+            ):  # a Scan of opset 8 reads one more
+                if value.type.WhichOneof("value") is None and name in dtypes:
+                    value.type.tensor_type.elem_type = dtypes[name]
+                    found = True
+            if any(subgraphs(inner) for inner in body.node):
+                found |= _type_bodies(body, {**dtypes, **body_dtypes(body, dtypes, opset)}, opset)
+    return found
+
+
 def _hoist_constants(graph: onnx.GraphProto) -> None:
     """Turn the main graph's Constant nodes into initialisers: they are weights, not something to comment out."""
     kept = []
@@ -201,9 +288,11 @@ def _hoist_constants(graph: onnx.GraphProto) -> None:
 
 def _constant_value(node: onnx.NodeProto) -> TensorProto | None:
     attribute = node.attribute[0] if node.attribute else None
-    if attribute is None or attribute.name in ("sparse_value", "value_string", "value_strings"):
+    if attribute is None or attribute.name in ("value_string", "value_strings"):
         return None
     value = helper.get_attribute_value(attribute)
+    if attribute.name == "sparse_value":
+        return _dense(value, node.output[0])
     if attribute.name == "value":
         return TensorProto.FromString(value.SerializeToString())
     kind = np.float32 if attribute.name.startswith("value_float") else np.int64
@@ -273,13 +362,13 @@ def _map_external(tensor: TensorProto, path: Path) -> np.ndarray:
 def _name_nodes(graph: onnx.GraphProto) -> list[Node]:
     """Give every node a unique key: its name, else its first output; a name that stands several times gets both."""
     counts = Counter(node.name for node in walk(graph))
-    nodes = []
+    nodes, taken = [], {name for name, count in counts.items() if count == 1}
     for node in walk(graph):  # ONNX Runtime refuses names that stand twice
         if counts[node.name] > 1 and node.name:
             node.name = f"{node.name}:{next((name for name in node.output if name), '')}"
     for index, node in enumerate(graph.node):
         output = next((name for name in node.output if name), f"{node.op_type}#{index}")
-        key = node.name or output
+        key = node.name or (output if output not in taken else f"{node.op_type}:{output}")
         nodes.append(Node(index, key, node.op_type, scope_of(key), node))
     return nodes
 

@@ -3,28 +3,62 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import replace
+from functools import cache
 
 import numpy as np
 import onnx
 from onnx import TensorProto, defs, helper, version_converter
 
 from harness.errors import UsageError
-from harness.models.model import Model, from_proto, walk
-from harness.models.precision import Precision
+from harness.models.activations import tensor_types
+from harness.models.model import STANDARD_DOMAINS, Model, from_proto, walk
+from harness.models.precision import Precision, runtime_opset
+from harness.models.runtime import RunFailed
 
+OLDEST = 11  # the first whose If takes branches that make tensors of other shapes: switches are made of it
 BF16_OPSET = 17  # from 13 on most operators have it, Where and LayerNormalization only from 16 and 17 on
+LATE_BF16_OPSET = 22  # Conv, pooling, LSTM, Softplus and some more
 
 
 def aligned(first: Model, second: Model) -> tuple[Model, Model]:
     """Both models at the newer opset of the two. Raises UsageError if the older one cannot be converted."""
-    target = max(first.opset, second.opset)
+    target = max(first.opset, second.opset, OLDEST)
     return at_opset(first, target), at_opset(second, target)
 
 
-def with_type_for(model: Model, precision: Precision) -> Model:
-    """The model at an opset whose operators have the precision's type: 17 or newer for BF16."""
-    return at_opset(model, BF16_OPSET) if precision is Precision.BF16 and model.opset < BF16_OPSET else model
+def with_type_for(model: Model, precision: Precision = Precision.FP16) -> Model:
+    """The model ready to be searched: at an opset that has switches and the precision's type, all tensors' types known.
+
+    Raises UsageError if it cannot be converted.
+    """
+    ready = _at_least(model, BF16_OPSET if precision is Precision.BF16 else OLDEST)
+    if precision is Precision.BF16 and any(_gets_bf16_late(node) for node in walk(ready.graph)):
+        with suppress(UsageError):  # else those operators stay in FP32
+            ready = _at_least(ready, LATE_BF16_OPSET)
+    with suppress(RunFailed):  # who runs the model will say why it does not run
+        return replace(ready, dtypes=tensor_types(ready))
+    return ready
+
+
+def _at_least(model: Model, target: int) -> Model:
+    return model if model.opset >= target else at_opset(model, target)
+
+
+def _gets_bf16_late(node: onnx.NodeProto) -> bool:
+    if node.domain not in STANDARD_DOMAINS or min(defs.onnx_opset_version(), runtime_opset()) < LATE_BF16_OPSET:
+        return False
+    before, after = (_has_bf16(node.op_type, opset) for opset in (LATE_BF16_OPSET - 1, LATE_BF16_OPSET))
+    return after and not before
+
+
+@cache
+def _has_bf16(op_type: str, opset: int) -> bool:
+    try:
+        return any(Precision.BF16.type_string in formal.types for formal in defs.get_schema(op_type, opset).inputs)
+    except defs.SchemaError:
+        return False
 
 
 def at_opset(model: Model, target: int) -> Model:
@@ -36,20 +70,20 @@ def at_opset(model: Model, target: int) -> Model:
     proto = onnx.ModelProto()
     proto.CopyFrom(model.proto)
     for entry in proto.opset_import:
-        if entry.domain in ("", "ai.onnx"):
+        if entry.domain in STANDARD_DOMAINS:
             entry.version = target
     return replace(model, proto=proto)
 
 
 def _changes(node: onnx.NodeProto, old: int, new: int) -> bool:
     """Whether the operator is written otherwise in the newer opset; more types allowed is no change."""
-    if node.domain not in ("", "ai.onnx"):
+    if node.domain not in STANDARD_DOMAINS:
         return False
     try:
         before, after = defs.get_schema(node.op_type, old), defs.get_schema(node.op_type, new)
     except defs.SchemaError:
         return True
-    return before.since_version != after.since_version and _signature(before) != _signature(after)
+    return after.deprecated or (before.since_version != after.since_version and _signature(before) != _signature(after))
 
 
 def _signature(schema: defs.OpSchema) -> tuple[list[str], list[str], dict[str, bytes]]:

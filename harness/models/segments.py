@@ -13,10 +13,10 @@ from typing import Any
 
 import numpy as np
 import onnx
-from onnx import helper, numpy_helper
+from onnx import TensorProto, helper, numpy_helper
 
 from harness.models.model import reads
-from harness.models.runtime import Feeds, Runner
+from harness.models.runtime import Feeds, Runner, as_array, as_value, runner
 from harness.models.switching import FLAGS, flag, with_flags
 
 NODES_PER_PIECE = 32  # at least; fewer make more to remember, more make more to repeat
@@ -34,10 +34,10 @@ class _Part:
     outputs: tuple[str, ...]
     switches: np.ndarray
 
-    def start(self, weights: Mapping[str, np.ndarray], runner: Mapping[str, Any]) -> _Piece:
+    def start(self, weights: Mapping[str, np.ndarray], options: Mapping[str, Any]) -> _Piece:
         own = {t.name for t in self.proto.graph.initializer}
         held = {name: array for name, array in weights.items() if name in own}
-        return _Piece(self, Runner(self.proto, held, **runner))
+        return _Piece(self, runner(self.proto, held, **options))
 
 
 @dataclass(frozen=True)
@@ -49,33 +49,37 @@ class _Piece:
 
 
 class Segmented:
-    """Consecutive pieces of a model with `count` switches; `runner` options go to every piece's session.
+    """Consecutive pieces of a model with `count` switches; `options` go to every piece's session.
 
     `dtypes` are the data types of the tensors; the model is cut only where all live tensors have one.
     """
 
     def __init__(
         self, proto: onnx.ModelProto, nodes: Sequence[onnx.NodeProto], count: int, weights: Mapping[str, np.ndarray],
-        dtypes: Mapping[str, int], **runner: Any,
+        dtypes: Mapping[str, int], **options: Any,
     ) -> None:  # fmt: skip
         self.outputs = [value.name for value in proto.graph.output]
         needs = [reads(node) for node in nodes]
-        bounds = _cuts(nodes, needs, dtypes, set(self.outputs), {value.name for value in proto.graph.input})
+        edge = [*proto.graph.input, *proto.graph.output]
+        # Strings, sequences and what is of unknown type are no values that one session hands to the next.
+        self._whole = any(v.type.tensor_type.elem_type in (TensorProto.UNDEFINED, TensorProto.STRING) for v in edge)
+        inputs = {value.name for value in proto.graph.input}
+        bounds = [(0, len(nodes))] if self._whole else _cuts(nodes, needs, dtypes, set(self.outputs), inputs)
         pieces = [_cut_out(proto, nodes, needs, count, dtypes, start, end) for start, end in bounds]
-        self._pieces = [piece.start(weights, runner) for piece in pieces if piece.outputs]  # nobody reads the others
+        self._pieces = [piece.start(weights, options) for piece in pieces if piece.outputs]  # nobody reads the others
         small = {t.name: numpy_helper.to_array(t) for t in proto.graph.initializer if t.name not in weights}
         self._constants = {name: array for name, array in {**small, **weights}.items() if name in self.outputs}
 
     def bind(self, feeds: Feeds) -> Bound:
-        return Bound(self._pieces, self.outputs, {**self._constants, **feeds})
+        return Bound(self._pieces, self.outputs, {**self._constants, **feeds}, self._whole)
 
 
 class Bound:
     """The pieces with one sample of inputs, and what they made of it last. The arrays must not be changed meanwhile."""
 
-    def __init__(self, pieces: Sequence[_Piece], outputs: Sequence[str], feeds: Feeds) -> None:
-        self._pieces, self._outputs = pieces, outputs
-        self._feeds = {name: pieces[0].runner.value(array) for name, array in feeds.items()}
+    def __init__(self, pieces: Sequence[_Piece], outputs: Sequence[str], feeds: Feeds, whole: bool) -> None:
+        self._pieces, self._outputs, self._whole = pieces, outputs, whole
+        self._feeds = dict(feeds) if whole else {name: as_value(array) for name, array in feeds.items()}
         self._memory: list[OrderedDict[Any, tuple[int, dict[str, Any]]]] = [OrderedDict() for _ in pieces]
         self._versions = 0
 
@@ -90,20 +94,29 @@ class Bound:
                 memory.move_to_end(key)
             else:
                 self._versions += 1
-                memory[key] = self._versions, _run(piece, values, chosen)
+                memory[key] = self._versions, self._run(piece, values, chosen)
                 if len(memory) > REMEMBERED:
                     memory.pop(list(memory)[1])  # the first one, with nothing switched, stays
             number, made = memory[key]
             values |= made
             version |= dict.fromkeys(made, number)
-        return [values[name].numpy() for name in self._outputs]
+        return [_flat(values[name]) if self._whole else as_array(values[name]) for name in self._outputs]
+
+    def _run(self, piece: _Piece, values: Mapping[str, Any], chosen: np.ndarray) -> dict[str, Any]:
+        feeds, names = {name: values[name] for name in piece.part.inputs}, piece.part.outputs
+        if self._whole:
+            made = piece.runner.run({**feeds, FLAGS: chosen} if len(chosen) else feeds, names)
+        else:
+            made = piece.runner.run_values({**feeds, FLAGS: as_value(chosen)} if len(chosen) else feeds, names)
+        return dict(zip(names, made, strict=True))
 
 
-def _run(piece: _Piece, values: Mapping[str, Any], chosen: np.ndarray) -> dict[str, Any]:
-    feeds = {name: values[name] for name in piece.part.inputs}
-    if len(chosen):
-        feeds[FLAGS] = piece.runner.value(chosen)
-    return dict(zip(piece.part.outputs, piece.runner.run_values(feeds, piece.part.outputs), strict=True))
+def _flat(value: Any) -> np.ndarray:
+    """A sequence of tensors as one row of their elements, so that it can be compared; nothing for an absent optional."""
+    if isinstance(value, np.ndarray):
+        return value
+    parts = value if isinstance(value, list) else []
+    return np.concatenate([np.ravel(part) for part in parts]) if parts else np.zeros(0, np.float32)
 
 
 def _cuts(

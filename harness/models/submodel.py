@@ -13,8 +13,9 @@ import onnx
 from onnx import TensorProto, TypeProto, ValueInfoProto, helper, numpy_helper, shape_inference
 
 from harness.errors import ProbeError, UsageError
-from harness.models.model import Model, Node, opset_of, reads, subgraphs, walk
-from harness.models.runtime import Feeds, RunFailed, Runner
+from harness.models.model import STANDARD_DOMAINS, Model, Node, opset_of, reads, subgraphs, walk
+from harness.models.precision import draws
+from harness.models.runtime import Feeds, RunFailed, runner
 
 Weights = Mapping[str, np.ndarray]
 
@@ -32,8 +33,6 @@ SHAPE_OPERANDS: dict[str, tuple[int, ...]] = {
     **{f"Reduce{kind}": (1,) for kind in ("L1", "L2", "LogSum", "LogSumExp", "Max", "Mean", "Min", "Prod", "Sum", "SumSquare")},
 }  # fmt: skip
 SHAPE_SOURCES = ("Shape", "Size")  # what they give does not depend on the values that they read
-RANDOM_OPS = ("Bernoulli", "Multinomial", "RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike")
-STANDARD_DOMAINS = ("", "ai.onnx")
 RUNTIME_DOMAINS = ("ai.onnx.ml", "com.microsoft")  # ONNX Runtime has kernels for these too
 
 
@@ -86,8 +85,7 @@ def extract(model: Model, keep: Collection[int], facts: Mapping[str, TensorFact]
         raise UsageError(f"{model.path}: a sub-model needs at least one node, got none")
     read = dict.fromkeys(name for node in nodes for name in reads(node.proto))
     initialisers = [t for t in model.graph.initializer if t.name in read]
-    sparse = [t for t in model.graph.sparse_initializer if t.values.name in read]
-    known = {t.name for t in initialisers} | {t.values.name for t in sparse} | _made(nodes)
+    known = {t.name for t in initialisers} | _made(nodes)
     cut = [name for name in read if name not in known]
     folded = {name: value for name in cut if (value := _constant_value(model, name, facts)) is not None}
     graph = helper.make_graph(
@@ -95,10 +93,8 @@ def extract(model: Model, keep: Collection[int], facts: Mapping[str, TensorFact]
         [_value_info(name, facts, freeze) for name in _fed_first(model, cut) if name not in folded],
         [_value_info(name, facts, freeze, or_float=True) for name in _outputs(model, nodes, read, outputs)],
         [*initialisers, *(numpy_helper.from_array(np.asarray(value), name) for name, value in folded.items())],
-        sparse_initializer=sparse,
     )  # fmt: skip
-    # From IR version 4 on, initialisers need not be listed as inputs as well.
-    return helper.make_model(graph, opset_imports=model.proto.opset_import, ir_version=max(model.proto.ir_version, 4))
+    return helper.make_model(graph, opset_imports=model.proto.opset_import, ir_version=model.proto.ir_version)
 
 
 def save(proto: onnx.ModelProto, weights: Weights, path: Path) -> Path:
@@ -179,17 +175,13 @@ def _has_shape(declared: TypeProto | None) -> bool:
 
 
 def _made_from_shapes(model: Model) -> set[str]:
-    known = model.initialisers | {t.values.name for t in model.graph.sparse_initializer}
+    known = model.initialisers
     made: set[str] = set()
     for node in model.nodes:
         free = node.op_type in SHAPE_SOURCES or all(name in known or name in made for name in reads(node.proto))
-        if free and not any(n.op_type in RANDOM_OPS for n in _with_bodies(node.proto)):
+        if free and not draws(node.proto):
             made.update(name for name in node.proto.output if name)
     return made
-
-
-def _with_bodies(node: onnx.NodeProto) -> list[onnx.NodeProto]:
-    return [node, *(inner for body in subgraphs(node) for inner in walk(body))]
 
 
 def _read_as_shapes(model: Model) -> set[str]:
@@ -291,7 +283,7 @@ def _fetch(proto: onnx.ModelProto, weights: Weights, feeds: Feeds, names: Sequen
     probe.graph.output.extend(ValueInfoProto(name=name) for name in names)
     for node in probe.graph.node:
         node.name = ""  # ONNX Runtime refuses models with repeated ones
-    values = Runner(probe, weights, optimise=False, lean=True).run(feeds, names)
+    values = runner(probe, weights, optimise=False, lean=True).run(feeds, names)
     return dict(zip(names, values, strict=True))
 
 

@@ -41,6 +41,11 @@ def weight_tensor(name: str, array: np.ndarray) -> TensorProto:
     return tensor
 
 
+def value_info(name: str, dtype: int) -> onnx.ValueInfoProto:
+    """A tensor of unknown shape, or something of unknown type (a sequence, say), which the runtime infers."""
+    return helper.make_tensor_value_info(name, dtype, None) if dtype else onnx.ValueInfoProto(name=name)
+
+
 def if_node(
     condition: str, outputs: Sequence[str], then: Sequence[onnx.NodeProto], other: Sequence[onnx.NodeProto],
     dtypes: Mapping[str, int], name: str,
@@ -62,9 +67,7 @@ def _branch(
         copy.CopyFrom(node)
         copy.output[:] = [renamed.get(n, n) for n in copy.output]
         copies.append(copy)
-    values = [
-        helper.make_tensor_value_info(renamed[name], dtypes.get(name, TensorProto.UNDEFINED), None) for name in outputs
-    ]
+    values = [value_info(renamed[name], dtypes.get(name, TensorProto.UNDEFINED)) for name in outputs]
     return helper.make_graph(copies, tag, [], values)
 
 

@@ -9,11 +9,10 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from harness.errors import UsageError
 from harness.models.activations import FLOATS, feeds_as, sweep, tensor_types
 from harness.models.halves import explicit_halves, spelt_out
 from harness.models.model import Model, reads
-from harness.models.runtime import Feeds, Runner
+from harness.models.runtime import Feeds, runner
 from harness.models.switching import FLAGS, flag, if_node, with_flags
 
 
@@ -60,7 +59,6 @@ class Sanitised:
     def __init__(
         self, model: Model, candidates: Iterable[int] | None = None, *, threads: int = 0, optimise: bool = True
     ) -> None:
-        _check_opset(model)
         types = tensor_types(model)
         able = [node.index for node in model.nodes if _can_be_made_finite(node.proto, types)]
         wanted = set(able) if candidates is None else set(candidates)
@@ -80,7 +78,7 @@ class Sanitised:
                 nodes += plain
         proto = with_flags(model.proto, nodes, len(self.candidates))
         proto.graph.initializer.extend(_limits())
-        self._runner = Runner(proto, model.weights, threads=threads, optimise=optimise)
+        self._runner = runner(proto, model.weights, threads=threads, optimise=optimise)
 
     def run(self, feeds: Feeds, left_as_is: Collection[int]) -> list[np.ndarray]:
         """The model's outputs, every candidate sanitised but those `left_as_is` (node indices)."""
@@ -186,19 +184,12 @@ def _count(array: np.ndarray) -> Counts:
 # Making values finite
 
 
-def _check_opset(model: Model) -> None:
-    if model.opset < 11:
-        raise UsageError(f"{model.path}: opset {model.opset}, looking for what makes NaN needs 11 or newer",
-                         hint="convert it with onnx.version_converter")  # fmt: skip
-
-
 def _can_be_made_finite(node: onnx.NodeProto, types: Mapping[str, int]) -> bool:
     kinds = [types.get(name) for name in node.output if name]
     return None not in kinds and any(kind in FLOATS for kind in kinds)
 
 
 def _with_sanitised(model: Model, types: Mapping[str, int], sanitised: Collection[int]) -> Model:
-    _check_opset(model)
     proto = with_flags(model.proto, [
         made for node in model.nodes
         for made in (_made_finite if node.index in sanitised else spelt_out)(node.proto, types, model.opset)

@@ -7,24 +7,27 @@ from collections.abc import Callable, Generator, Sequence
 from functools import partial
 from pathlib import Path
 
+import numpy as np
 import onnx
+from onnx import TensorProto
 
 from harness.engines.building import BuildOptions
 from harness.errors import UsageError
 from harness.models import submodel
+from harness.models.activations import FLOATS
 from harness.models.emulate import lowerable
 from harness.models.hybrid import Hybrid
 from harness.models.inputs import load_samples
 from harness.models.mixed import mixed_model
-from harness.models.model import Model
-from harness.models.runtime import RunFailed, Runner
+from harness.models.model import STANDARD_DOMAINS, Model
+from harness.models.runtime import RunFailed, Runner, runner
 from harness.models.tracing import Origin, suspects, trace_nonfinite
 from harness.record import Answer, Outcome, Session
 from harness.workers import Recipe
 from probes.bisecting import verdicts
 from probes.bisecting.candidates import Candidate, by_scope, from_nodes
 from probes.bisecting.engines import faults as trt_faults
-from probes.bisecting.question import AnswerQuestion, MakeRepair, Question, Repair
+from probes.bisecting.question import AnswerQuestion, MakeRepair, Question, Repair, no_repair
 from probes.bisecting.recipes import Built, Checked, LeftAsIs, Lowered, Swapped, cannot_run
 from probes.bisecting.search import Ask, Found, Search, smallest_kept
 from probes.bisecting.settings import Settings
@@ -48,22 +51,29 @@ def _precision(settings: Settings, model: Model, samples: tuple[Path, ...], sess
 
 
 def _lowering(settings: Settings, model: Model, samples: tuple[Path, ...], policy: str) -> Question:
-    candidates = _lowerable(settings, model)
     measures = policy == "accuracy"
+    candidates = _lowerable(settings, model) if measures else from_nodes(model, lowerable(model, settings.precision))
     recipe = Lowered(
         settings.model.absolute(), samples, settings.precision, policy, settings.tolerance, threads_of(settings)
     )
     return Question(
         f"lower/{policy}", candidates, recipe, f"lowered to {settings.precision.value.upper()}", "kept in FP32",
         _search(settings, candidates, settings.tolerance if measures else None), measures=measures,
-        repair=_write_mixed(settings, model, samples),
+        repair=_write_mixed(settings, model, samples) if candidates else no_repair,
     )  # fmt: skip
 
 
 def _lowerable(settings: Settings, model: Model) -> list[Candidate]:
     candidates = from_nodes(model, lowerable(model, settings.precision))
     if not candidates:
-        raise UsageError(f"{model.path}: no node computes in FP32, so nothing can be lowered to {settings.precision.value.upper()}",
+        try:
+            runner(model.proto, model.weights, lean=True)
+        except RunFailed as error:
+            raise cannot_run(model.path, error) from error
+        kinds = sorted(TensorProto.DataType.Name(dtype) for dtype in {*model.dtypes.values()} & FLOATS)
+        wanted = settings.precision.value.upper()
+        raise UsageError(f"{model.path}: no node computes in FP32 that may in {wanted}, so nothing can be lowered to it"
+                         f" (float types in the model: {', '.join(kinds) or 'none'})",
                          hint="give the FP32 model; for a model already lowered: --fault compare --good FP32.onnx")  # fmt: skip
     return candidates
 
@@ -88,21 +98,45 @@ def _write_mixed(settings: Settings, model: Model, samples: tuple[Path, ...]) ->
         except UsageError as error:
             return Repair(None, (f"no mixed model was written: {error}",))
         submodel.save(proto, weights, path)
-        return Repair(path.name, tuple(_check_written(path, proto, weights, samples)))
+        return Repair(path.name, tuple(_check_written(path, proto, weights, samples, settings.model)))
 
     return write
 
 
-def _check_written(path: Path, proto: onnx.ModelProto, weights: dict, samples: tuple[Path, ...]) -> list[str]:  # type: ignore[type-arg]
-    """What is wrong with the model that was written: nothing, normally."""
+def _check_written(
+    path: Path, proto: onnx.ModelProto, weights: dict[str, np.ndarray], samples: tuple[Path, ...], source: Path
+) -> list[str]:
+    """What is wrong with the model that was written and was not with its source: nothing, normally."""
+    wrong = _invalid(path)
+    if wrong and wrong != _invalid(source):
+        return [f"{path.name} was written, but: {wrong}"]
+    try:
+        outputs = Runner(proto, weights).run(load_samples(samples[:1])[0])
+    except RunFailed as error:
+        if "NOT_IMPLEMENTED" in str(error):
+            ours = all(node.domain in STANDARD_DOMAINS for node in proto.graph.node)
+            return [
+                f"{path.name} is valid, but ONNX Runtime on a CPU has no kernel for all of it{'; TensorRT has' * ours}"
+            ]
+        return [f"{path.name} was written, but: {str(error).splitlines()[0]}"]
+    if all(_is_dull(output) for output in outputs):
+        return ["no output varies on these inputs, so that errors hardly show: give real ones with --inputs"]
+    return []
+
+
+def _is_dull(output: object) -> bool:
+    """Zero, or one value throughout."""
+    values = np.ravel(output) if isinstance(output, np.ndarray) else np.arange(2)
+    return not np.any(values) or (values.size > 1 and bool(np.all(values == values[0])))
+
+
+def _invalid(path: Path) -> str:
+    """What onnx's checker has against a model; "" if nothing."""
     try:
         onnx.checker.check_model(str(path))
-        Runner(proto, weights).run(load_samples(samples[:1])[0])
-    except (onnx.checker.ValidationError, RunFailed) as error:
-        if "NOT_IMPLEMENTED" in str(error):
-            return [f"{path.name} is valid, but ONNX Runtime on a CPU has no kernel for all of it; TensorRT has"]
-        return [f"{path.name} was written, but: {str(error).splitlines()[0]}"]
-    return []
+    except onnx.checker.ValidationError as error:
+        return str(error).splitlines()[0]
+    return ""
 
 
 # finite
@@ -117,7 +151,7 @@ def _finite(settings: Settings, model: Model, samples: tuple[Path, ...], session
     if not suspected:
         return _lowering(settings, model, samples, "finite")
     candidates = from_nodes(model, sorted(suspected))
-    recipe = LeftAsIs(settings.model.absolute(), samples, tuple(suspected), threads_of(settings))
+    recipe = LeftAsIs(settings.model.absolute(), samples, tuple(suspected), settings.precision, threads_of(settings))
     return Question("as-is/finite", candidates, recipe, "left as they are", "cleared of NaN and Inf",
                      lambda: smallest_kept(suspected), repair=_trace(model, samples),
                      baseline_hint="an input holds NaN or Inf, or a node that cannot be cleared of it makes them")  # fmt: skip

@@ -48,8 +48,13 @@ class Lowered:
         except RunFailed as error:
             raise cannot_run(self.model, error) from error
         if verdicts.has_nonfinite(reference):
-            raise ProbeError(f"{self.model}: the FP32 reference itself holds NaN or Inf, so nothing can be compared with it",
-                             hint=f"probe bisect --fault finite {self.model}")  # fmt: skip
+            # Asked for `finite`, the model was looked through already: no node made them.
+            hint = (
+                "they come with an input: give finite --inputs"
+                if self.policy == "finite"
+                else f"probe bisect --fault finite {self.model}"
+            )
+            raise ProbeError(f"{self.model}: the FP32 reference itself holds NaN or Inf, so nothing can be compared with it", hint=hint)  # fmt: skip
         judge = verdicts.policy(self.policy, self.tolerance)
 
         def evaluate(query: Query) -> Answer:
@@ -68,10 +73,12 @@ class LeftAsIs:
     model: Path
     samples: tuple[Path, ...]
     suspects: tuple[int, ...]
+    precision: Precision  # the model is brought to the opset that this needs before anything is asked
     threads: int = 0
 
     def prepare(self) -> Evaluate:
-        sanitised = Sanitised(models.load(self.model), self.suspects, threads=self.threads)
+        model = with_type_for(models.load(self.model), self.precision)
+        sanitised = Sanitised(model, self.suspects, threads=self.threads)
         feeds = inputs.load_samples(self.samples)
 
         def evaluate(query: Query) -> Answer:

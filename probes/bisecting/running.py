@@ -18,6 +18,8 @@ from harness.models import model as models
 from harness.models.inputs import RandomInputs
 from harness.models.model import Model
 from harness.models.opsets import with_type_for
+from harness.models.precision import draws
+from harness.models.runtime import RunFailed, runner
 from harness.record import SCHEMA_VERSION, Session
 from probes.bisecting import candidates as candidates_of
 from probes.bisecting.concluding import Asked
@@ -36,6 +38,7 @@ def start(settings: Settings | StatementSettings, out: Path | None, tell: Tell) 
         return statement_bisecting.start(settings, out, tell)
     model = _load(settings)
     feeds, notes = _samples(settings, model)
+    notes += _of_chance(model)
     session = Session.create("bisect", out)
     samples_of.save_samples(feeds, session.raw)
     session.write_json("raw/settings.json", {**settings.to_json(), "model": str(settings.model.absolute()),
@@ -90,8 +93,27 @@ def _samples(settings: Settings, model: Model) -> tuple[list[samples_of.Feeds], 
     if settings.inputs:
         return samples_of.read_samples(settings.inputs, wanted), []
     how = RandomInputs(settings.seed, dict(settings.shapes), settings.low, settings.high, settings.samples)
-    feeds, notes = samples_of.random_samples(wanted, how)
+    feeds, notes = samples_of.fitting_samples(wanted, how, partial(_runs, model))
     return feeds, [*notes, f"random inputs (seed {settings.seed}); real ones tell more: --inputs FILE.npz"]
+
+
+def _runs(model: Model, feeds: samples_of.Feeds) -> bool:
+    try:
+        runner(model.proto, model.weights, lean=True).run({value.name: feeds[value.name] for value in model.inputs})
+    except RunFailed:
+        return False
+    return True
+
+
+def _of_chance(model: Model) -> list[str]:
+    """A word about nodes that draw random numbers: no two runs of such a model agree."""
+    names = [f"{node.key} ({node.op_type})" for node in model.nodes if draws(node.proto)]
+    if not names:
+        return []
+    some = f"{', '.join(names[:3])}{f' and {len(names) - 3} more' if len(names) > 3 else ''}"
+    return [
+        f"the model's outputs change from run to run: {some} may draw random numbers; emulated, they are drawn once"
+    ]
 
 
 def _manifest(settings: Settings, model: Model, feeds: list[samples_of.Feeds], notes: list[str]) -> dict[str, Any]:

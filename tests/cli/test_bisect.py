@@ -104,6 +104,22 @@ def test_finite_on_the_model_itself(tmp_path, monkeypatch):
     assert any("log" in note for note in result["notes"]), "the trace names the node that makes the first NaN"
 
 
+def test_a_finite_model_in_half_precision_has_nothing_to_find(tmp_path, monkeypatch, capsys):
+    """Nothing can be lowered in it, and nothing need be. What draws random numbers is named."""
+    monkeypatch.chdir(tmp_path)
+    nodes = [
+        helper.make_node("RandomNormalLike", ["x"], ["r"], name="noise"),
+        helper.make_node("Add", ["x", "r"], ["y"]),
+    ]
+    half = TensorProto.FLOAT16
+    onnx.save(make_proto(nodes, [("x", half, [4])], [("y", half, [4])], {}), "half.onnx")
+    code, result = bisect("half.onnx", "--fault", "finite")
+    assert (code, result["status"], result["candidates"]) == (0, "nothing_to_find", 0)
+    assert any("noise (RandomNormalLike)" in note for note in result["notes"])
+    assert bisect("half.onnx", out="again")[0] == 2
+    assert "float types in the model: FLOAT16" in error_of(capsys)
+
+
 def test_finite_after_lowering(chain):
     code, result = bisect(chain, "--fault", "finite")
     assert (code, result["culprits"]) == (1, CULPRITS)

@@ -12,10 +12,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from onnx import TensorProto, helper
 
-from harness.errors import UsageError
 from harness.models import segments
 from harness.models.emulate import Emulation, lowerable
 from harness.models.model import Model
+from harness.models.opsets import with_type_for
 from harness.models.precision import Lowering, Precision
 from small_models import if_model, make_model, random_models
 
@@ -146,14 +146,28 @@ def test_if_is_one_candidate_with_everything_inside(lowered, then, other):
     )
 
 
-def test_old_opset_is_refused_with_the_way_out():
-    model = make_model(
-        [helper.make_node("Relu", ["x"], ["y"])],
-        [("x", TensorProto.FLOAT, [1])],
-        [("y", TensorProto.FLOAT)],
-        {},
-        opset=9,
-    )
-    with pytest.raises(UsageError, match="opset 9") as caught:
-        Emulation(model)
-    assert "version_converter" in caught.value.hint
+def test_an_old_opset_is_converted_first():
+    nodes = [helper.make_node("Clip", ["x"], ["y"], min=0.0, max=6.0)]  # its bounds are inputs since opset 11
+    model = make_model(nodes, [("x", TensorProto.FLOAT, [2])], [("y", TensorProto.FLOAT, [2])], {}, opset=9)
+    ready = with_type_for(model)
+    assert ready.opset == 11
+    emulation = Emulation(ready, threads=1)
+    np.testing.assert_array_equal(emulation.run({"x": np.array([-1, 7], np.float32)}, emulation.candidates)[0], [0, 6])
+
+
+def test_random_numbers_are_drawn_once():
+    nodes = [helper.make_node("RandomNormalLike", ["x"], ["r"]), helper.make_node("Mul", ["r", "x"], ["y"])]
+    model = make_model(nodes, [("x", TensorProto.FLOAT, [64])], [("y", TensorProto.FLOAT, [64])], {})
+    assert lowerable(model, Precision.FP16) == [1]
+    feeds = {"x": np.full(64, 3, np.float32)}
+    sample, elsewhere = (Emulation(model, threads=1).bind(feeds) for _ in range(2))
+    drawn, lowered = sample.run([])[0], sample.run([1])[0]
+    assert np.std(drawn) > 1
+    assert 0 < np.abs(lowered - drawn).max() < 0.02
+    np.testing.assert_array_equal(elsewhere.run([])[0], drawn)  # another worker compares the same numbers
+
+
+def test_scalars_stay_scalars():
+    inputs, outputs = [("x", TensorProto.FLOAT, [])], [("y", TensorProto.FLOAT, [])]
+    emulation = Emulation(make_model([helper.make_node("Neg", ["x"], ["y"])], inputs, outputs, {}), threads=1)
+    assert emulation.run({"x": np.array(2, np.float32)}, [0])[0].shape == ()

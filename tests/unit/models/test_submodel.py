@@ -260,15 +260,6 @@ def test_nothing_kept_is_refused():
         extract(shaped_model(), [], {})
 
 
-def test_inputs_that_are_initialisers_as_before_ir_version_4():
-    model = shaped_model()
-    model.proto.ir_version = 3
-    model.proto.graph.input.append(helper.make_tensor_value_info("w", F, [64, 64]))
-    proto = extract(model, [0], observe(model, shaped_feeds()))
-    assert [value.name for value in proto.graph.input] == ["x"]
-    assert proto.ir_version >= 4
-
-
 # Saving
 
 

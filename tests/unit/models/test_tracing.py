@@ -11,7 +11,6 @@ from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
 from test_emulate import make_model, random_models
 
-from harness.errors import UsageError
 from harness.models.runtime import Runner
 from harness.models.tracing import Sanitised, suspects, trace_nonfinite
 
@@ -214,9 +213,3 @@ def test_every_set_of_nodes_can_be_left_as_it_is():
                 b = keep(a * a, 1)
                 y = keep(b - b, 2)
             np.testing.assert_allclose(session.run({"x": x}, left)[0], y, rtol=1e-5)
-
-
-def test_old_opset_is_refused_with_the_way_out():
-    with pytest.raises(UsageError, match="opset 9") as caught:
-        Sanitised(chain(("Relu", ["x"], "y"), opset=9))
-    assert "version_converter" in caught.value.hint
