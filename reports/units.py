@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import sys
+from datetime import UTC, datetime
 
 ABSENT = "–"
 NOT_FINITE = "not finite"
@@ -66,6 +67,15 @@ def size(number: float | None) -> str:
         if abs(number) >= 0.9995 * scale:
             return f"{significant(number / scale)} {unit}"
     return f"{significant(number)} B"
+
+
+def moment(text: str) -> str:
+    """A time of a manifest, to the minute: `2026-02-03 09:15 UTC`; any other text as it is."""
+    try:
+        at = datetime.fromisoformat(text)
+        return f"{at.astimezone(UTC):%Y-%m-%d %H:%M} UTC" if at.tzinfo else text
+    except (ValueError, OverflowError):
+        return text
 
 
 def visible(text: str) -> str:

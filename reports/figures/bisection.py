@@ -1,15 +1,9 @@
-"""Tables to plotly figures of one bisection; never shows, never writes, and shows every value, finite or not.
-
-Names come from models that nobody vouched for, and plotly reads HTML in its labels: every name goes through `label`.
-Colours are middle tones that read on light and on dark ground; text, grid and hover boxes take theirs from the page.
-"""
+"""Tables to plotly figures of one bisection; never shows, never writes, and shows every value, finite or not."""
 
 from __future__ import annotations
 
-import html
 import math
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
 from itertools import groupby
 from typing import Any
 
@@ -17,6 +11,20 @@ import plotly.graph_objects as go
 
 from harness.record import Outcome
 from reports import units
+from reports.figures.shared import (
+    AXIS,
+    BLUE,
+    NO_VALUE,
+    ORANGE,
+    QUIET,
+    Scale,
+    base,
+    label,
+    lane_of,
+    log10,
+    turned,
+    whole,
+)
 from reports.schema import Candidate, Step, Trial
 
 TOP = 30  # bars of the ranked sensitivities
@@ -24,98 +32,40 @@ NUMBERED = 20  # culprits with their number and a line through their scopes; mor
 MANY = 300  # steps; beyond, smaller marks
 LEVELS = 4  # rows of scopes under the graph
 
-CULPRIT, OTHER, QUIET = "#d9592b", "#3f83d6", "#8b929b"
+CULPRIT, OTHER = ORANGE, BLUE
 _TINT_CULPRIT, _TINTS = "rgba(217,89,43,.42)", ("rgba(93,125,160,.30)", "rgba(93,125,160,.17)")
-_ZERO, _NO_VALUE = "≤ 0", "no value"
-_GRID, _BAND = "rgba(128,128,128,.25)", "rgba(128,128,128,.10)"
 _MARKS: dict[Outcome, dict[str, Any]] = {
     Outcome.PASS: {"symbol": "circle", "size": 8, "color": OTHER},
     Outcome.FAIL: {"symbol": "x", "size": 8, "color": CULPRIT},
     Outcome.UNRESOLVED: {"symbol": "diamond-open", "size": 10, "color": QUIET, "line": {"width": 2}},
 }
 ScopePath = tuple[str, ...]  # the parts of a scope
-_MOST = 1e300
-_AXIS: dict[str, Any] = {"gridcolor": _GRID, "zeroline": False, "automargin": True, "ticks": ""}
-
-
-@dataclass(frozen=True)
-class Scale:
-    """A log10 axis with lanes beside it for what has no logarithm: zero below, not finite and absent above.
-
-    Plotly's own log axis drops such values in silence, and they are the ones a bisection is about.
-    """
-
-    low: int  # decade
-    high: int  # decade
-    lane: float  # height of a lane, in decades
-    lanes: dict[str, float]  # name -> middle of the lane, in decades
-
-    @classmethod
-    def of(cls, values: Iterable[float | None]) -> Scale:
-        values = list(values)
-        logs = [_log(value) for value in values if value is not None and _lane(value) is None]
-        low, high = (math.floor(min(logs)), math.ceil(max(logs))) if logs else (0, 0)
-        high = max(high, low + 1) if logs else low
-        lane = max(0.16 * (high - low), 0.2)
-        names = {_lane(value) for value in values}
-        above = [name for name in (units.NOT_FINITE, _NO_VALUE) if name in names]
-        lanes = {name: high + (0.75 + place) * lane for place, name in enumerate(above)}
-        if _ZERO in names:
-            lanes[_ZERO] = low - 0.75 * lane
-        return cls(low, high, lane, lanes)
-
-    def position(self, value: float | None) -> float:
-        lane = _lane(value)
-        return _log(value) if value is not None and lane is None else self.lanes[lane or ""]
-
-    def axis(self, title: str) -> dict[str, Any]:
-        """The layout of an axis in percent, its ticks at decades (at 1, 2, 5 where there are few)."""
-        edges = [self.low - 0.3 * self.lane, self.high + 0.3 * self.lane]  # room for half a mark
-        edges += [position + side * self.lane / 2 for position in self.lanes.values() for side in (-1, 1)]
-        return _AXIS | {
-            "title": {"text": title, "standoff": 12},
-            "tickvals": [_log(tick) for tick in self._ticks()] + list(self.lanes.values()),
-            "ticktext": [units.percent(tick) for tick in self._ticks()] + list(self.lanes),
-            "range": [min(edges), max(edges)],
-        }
-
-    def bands(self) -> list[dict[str, Any]]:
-        """Shaded rectangles behind the lanes, so that they do not read as part of the axis."""
-        across = {"type": "rect", "xref": "paper", "x0": 0, "x1": 1, "layer": "below", "line": {"width": 0}}
-        half = self.lane / 2
-        return [across | {"y0": p - half, "y1": p + half, "fillcolor": _BAND} for p in self.lanes.values()]
-
-    def _ticks(self) -> list[float]:
-        """At most seven decades; where there are few, 2 and 5 times them too. Empty if no value has a logarithm."""
-        decades = range(self.low, self.high + 1, max(1, math.ceil((self.high - self.low) / 6)))
-        factors = (1, 2, 5) if self.high - self.low <= 2 else (1,)
-        ticks = [factor * 10.0**decade for decade in decades for factor in factors]
-        return [tick for tick in ticks if tick <= 10.0**self.high] if self.low < self.high else []
-
-
-def label(name: str, width: int = 60, head: float = 1 / 3) -> str:
-    """A name as plotly text: shortened, control characters as escapes, HTML inert."""
-    return html.escape(units.shorten(units.visible(name), width, head), quote=False)
 
 
 def draw_steps(steps: Sequence[Step], tolerance: float | None = None, noun: str = "node") -> go.Figure | None:
     """Relative L2 error in percent (log) against step; nodes (or what `noun` says) lowered against step where no step has a value."""
     if not steps:
         return None
-    figure = _figure(height=380)
+    figure = base(height=380)
     if any(step.value is not None for step in steps):
-        limit = tolerance if _lane(tolerance) is None else None
+        limit = tolerance if lane_of(tolerance) is None else None
         scale = Scale.of([*(step.value for step in steps), *([limit] if limit else [])])
         _draw_outcomes(figure, steps, lambda step: scale.position(step.value))
         figure.update_layout(yaxis=scale.axis("relative L2 error (%, log)"), shapes=scale.bands())
         if limit:
-            _draw_tolerance(figure, limit, y=_log(limit))
+            _draw_tolerance(figure, limit, y=log10(limit))
     elif any(step.applied is not None for step in steps):
         _draw_outcomes(figure, [step for step in steps if step.applied is not None], lambda step: step.applied or 0)
-        figure.update_layout(yaxis=_AXIS | {"title": {"text": f"{noun}s under test (count)"}, "rangemode": "tozero"})
+        most = max(step.applied or 0 for step in steps)
+        room = 0.05 * max(most, 1)  # for half a mark
+        figure.update_layout(
+            yaxis=AXIS
+            | {"title": {"text": f"{noun}s under test (count)"}, "range": [-room, most + room], **whole(most)}
+        )
     else:
         return None
-    figure.update_layout(xaxis=_AXIS | {"title": {"text": f"step (n = {units.count(len(steps))})"}, "showgrid": False})
+    title = {"text": f"step (n = {units.count(len(steps))})"}
+    figure.update_layout(xaxis=AXIS | {"title": title, "showgrid": False, **whole(len(steps))})
     return figure
 
 
@@ -125,21 +75,21 @@ def draw_graph(candidates: Sequence[Candidate]) -> go.Figure | None:
         return None
     levels = scope_levels([candidate.scope for candidate in candidates])
     band, gap, plot = 26 * len(levels), 14 if levels else 0, 250
-    figure = _figure(height=plot + gap + band + 90)
+    figure = base(height=plot + gap + band + 90)
     _draw_places(figure, candidates, Scale.of(c.sensitivity for c in candidates))
     for depth, scopes in enumerate(levels):
         _draw_scopes(figure, candidates, scopes, depth)
     margin = 0.01 * len(candidates)  # room for half a mark
     title = f"topological order (n = {units.count(len(candidates))})"
     figure.update_layout(
-        xaxis=_AXIS
+        xaxis=AXIS
         | {"title": {"text": title}, "showgrid": False, "range": [-0.5 - margin, len(candidates) - 0.5 + margin]},
         yaxis={"domain": [(band + gap) / (plot + band + gap), 1]},
     )
     if levels:
         figure.update_layout(
             xaxis={"anchor": "y2"}, uniformtext={"mode": "hide", "minsize": 9}, barmode="overlay",
-            yaxis2=_AXIS | {"domain": [0, band / (plot + band + gap)], "range": [len(levels) - 0.5, -0.5]}
+            yaxis2=AXIS | {"domain": [0, band / (plot + band + gap)], "range": [len(levels) - 0.5, -0.5]}
             | {"tickvals": [(len(levels) - 1) / 2], "ticktext": ["scopes"], "showgrid": False, "fixedrange": True},
         )  # fmt: skip
     return figure
@@ -150,11 +100,11 @@ def draw_sensitivities(candidates: Sequence[Candidate], tolerance: float | None 
     ranked = rank(candidates)[:TOP]
     if not ranked:
         return None
-    limit = tolerance if _lane(tolerance) is None else None
+    limit = tolerance if lane_of(tolerance) is None else None
     scale = Scale.of([*(group[0].sensitivity for group in ranked), *([limit] if limit else [])])
     axis = scale.axis("sensitivity (relative L2, %, log)")
     start = axis["range"][0]
-    figure = _figure(height=110 + 22 * len(ranked))
+    figure = base(height=110 + 22 * len(ranked))
     hatch = {"shape": "/", "fillmode": "overlay", "solidity": 0.25, "size": 6}
     for name, marker in (("culprit", {"color": CULPRIT, "pattern": hatch}), ("other", {"color": OTHER})):
         rows = [(place, group) for place, group in enumerate(ranked) if group[0].culprit is (name == "culprit")]
@@ -166,12 +116,12 @@ def draw_sensitivities(candidates: Sequence[Candidate], tolerance: float | None 
             hovertemplate="%{hovertext}<extra></extra>",
         )  # fmt: skip
     figure.update_layout(
-        barmode="overlay", bargap=0.3, margin={"r": 56}, xaxis=axis, shapes=[_turned(band) for band in scale.bands()],
-        yaxis=_AXIS | {"tickvals": list(range(len(ranked))), "range": [len(ranked) - 0.5, -0.5], "showgrid": False}
+        barmode="overlay", bargap=0.3, margin={"r": 56}, xaxis=axis, shapes=[turned(band) for band in scale.bands()],
+        yaxis=AXIS | {"tickvals": list(range(len(ranked))), "range": [len(ranked) - 0.5, -0.5], "showgrid": False}
         | {"ticktext": [" ".join([label(group[0].key, 34, head=0), *_others(group)]) for group in ranked]},
     )  # fmt: skip
     if limit:
-        _draw_tolerance(figure, limit, x=_log(limit))
+        _draw_tolerance(figure, limit, x=log10(limit))
     return figure
 
 
@@ -180,9 +130,9 @@ def draw_latencies(trials: Sequence[Trial], tolerance: float | None = None) -> g
     known = [trial for trial in trials if trial.latency_ns is not None and trial.error is not None]
     if not known:
         return None
-    limit = tolerance if _lane(tolerance) is None else None
+    limit = tolerance if lane_of(tolerance) is None else None
     scale = Scale.of([*(trial.error for trial in known), *([limit] if limit else [])])
-    figure = _figure(height=380)
+    figure = base(height=380)
     front = pareto(known)
     figure.add_scatter(
         name=f"no other is better in both ({units.count(len(front))})", mode="lines", line={"color": QUIET, "width": 1.5, "shape": "hv"},
@@ -197,11 +147,11 @@ def draw_latencies(trials: Sequence[Trial], tolerance: float | None = None) -> g
             hovertemplate="%{hovertext}<extra></extra>",
         )  # fmt: skip
     figure.update_layout(
-        xaxis=scale.axis("relative L2 error (%, log)"), yaxis=_AXIS | {"title": {"text": "latency (ms)"}},
-        shapes=[_turned(band) for band in scale.bands()],
+        xaxis=scale.axis("relative L2 error (%, log)"), yaxis=AXIS | {"title": {"text": "latency (ms)"}},
+        shapes=[turned(band) for band in scale.bands()],
     )  # fmt: skip
     if limit:
-        _draw_tolerance(figure, limit, x=_log(limit))
+        _draw_tolerance(figure, limit, x=log10(limit))
     return figure
 
 
@@ -240,18 +190,6 @@ def scope_levels(scopes: Sequence[str]) -> list[list[ScopePath]]:
     deepest = max((len(path) for path in named), default=0)
     depths = range(shared, min(deepest, shared + LEVELS))
     return [[path[: depth + 1] if len(path) > depth else () for path in paths] for depth in depths]
-
-
-def _figure(height: int) -> go.Figure:
-    return go.Figure(
-        layout={
-            "template": "none", "height": height, "margin": {"l": 8, "r": 16, "t": 44, "b": 8}, "autosize": True,
-            "paper_bgcolor": "rgba(0,0,0,0)", "plot_bgcolor": "rgba(0,0,0,0)", "hovermode": "closest",
-            "font": {"family": "system-ui, sans-serif", "size": 12, "color": "#6b7580"}, "hoverlabel": {"align": "left", "font": {"family": "system-ui, sans-serif"}},
-            "legend": {"orientation": "h", "x": 0, "xanchor": "left", "y": 1, "yanchor": "top", "yref": "container"},
-            "showlegend": True, "dragmode": "zoom",
-        }
-    )  # fmt: skip
 
 
 def _draw_outcomes(figure: go.Figure, steps: Sequence[Step], height: Callable[[Step], float]) -> None:
@@ -336,14 +274,8 @@ def _others(group: Sequence[Candidate]) -> list[str]:
     return [f"and {units.count(len(group) - 1)} more"] if len(group) > 1 else []
 
 
-def _turned(shape: dict[str, Any]) -> dict[str, Any]:
-    """A shape that lies across, upright."""
-    swap = {"x0": "y0", "x1": "y1", "y0": "x0", "y1": "x1", "xref": "yref"}
-    return {swap.get(key, key): value for key, value in shape.items()}
-
-
 def _describe_step(step: Step) -> str:
-    value = _NO_VALUE if step.value is None else units.percent(step.value)
+    value = NO_VALUE if step.value is None else units.percent(step.value)
     cached = ", from cache" if step.cached else ""
     return f"step {step.step}: {step.outcome}{cached}<br>{value}<br>{label(step.candidate, 90)}"
 
@@ -352,20 +284,6 @@ def _describe(candidate: Candidate) -> str:
     value = "not measured" if candidate.sensitivity is None else units.percent(candidate.sensitivity)
     state = "culprit, " if candidate.culprit else "undecided, " if candidate.undecided else ""
     return f"{label(candidate.key, 90)}<br>{state}{label(candidate.op_type) or 'op unknown'}<br>{value}"
-
-
-def _lane(value: float | None) -> str | None:
-    """The lane of a value without a logarithm; None for the others."""
-    if value is None:
-        return _NO_VALUE
-    if not math.isfinite(value):
-        return units.NOT_FINITE
-    return _ZERO if value <= 0 else None
-
-
-def _log(value: float) -> float:
-    """The logarithm, kept off the ends of what a float holds, where ticks would overflow."""
-    return math.log10(min(max(value, 1 / _MOST), _MOST))
 
 
 def _magnitude(value: float | None) -> float:

@@ -58,6 +58,11 @@ class Icicle:
             f"{parts}. Width is GPU time, by the ranges around the launch (outermost on top), kernels below; {shown}."
         )
 
+    @property
+    def height(self) -> int:
+        """In pixels, as profile.js lays the boxes out: room kept until it does."""
+        return 21 * (1 + max(node.depth for node in self.nodes))
+
     def to_json(self) -> str:
         """Columns of the boxes."""
         content = {

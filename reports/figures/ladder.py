@@ -9,16 +9,16 @@ from typing import TYPE_CHECKING, Any
 import plotly.graph_objects as go
 
 from reports import schema, units
-from reports.figures.bisection import label
-from reports.figures.profile import AXIS, base
+from reports.figures.shared import AXIS, QUIET, Scale, base, label, turned
 
 if TYPE_CHECKING:
     from reports.pages.ladder import Row
 
-COLOURS = ("#3f83d6", "#d9592b", "#3a9c74", "#8f6bc4", "#b8912a", "#c0508a", "#4aa3b5", "#8b929b", "#6d7f3a", "#a0522d")
+# The first six stay apart for the colour-blind, as Okabe and Ito's do; those behind tell themselves by mark or dash as well.
+COLOURS = ("#3f83d6", "#d9592b", "#1fa37f", "#cc79a7", "#e0a21b", "#7cc4ee", "#8b929b", "#8f6bc4", "#6d7f3a", "#a0522d")
 SYMBOLS = ("circle", "square", "diamond", "triangle-up", "cross", "star")
-QUIET = "#8b929b"
-MOST_ERROR = 1e3  # where what is larger, or not finite, is drawn
+ERROR = "relative L2 error (%, log)"
+NEAR = 0.08, 0.08  # of a figure's width and height: closer marks would overprint their names
 DECADES: dict[str, Any] = {"type": "log", "dtick": 1, "exponentformat": "power"}
 
 
@@ -50,24 +50,41 @@ def draw_pareto(rows: Sequence[Row]) -> go.Figure | None:
         return None
     figure = base(height=400)
     front = pareto(shown)
+    scale = Scale.of(row.error for row in shown)
+    named = _apart([*front, *shown])
     figure.add_scatter(
         name="nothing is better in both", mode="lines", line={"color": QUIET, "width": 1.5, "dash": "dot"},
-        x=[(row.median_ns or 0) / 1e6 for row in front], y=[100 * (row.error or 0) for row in front], hoverinfo="skip",
+        x=[(row.median_ns or 0) / 1e6 for row in front], y=[scale.position(row.error) for row in front], hoverinfo="skip",
     )  # fmt: skip
     for number, (route, some) in enumerate(_by_route(shown).items()):
         figure.add_scatter(
             name=label(route), mode="markers+text", textposition="top center",
             marker={"color": COLOURS[number], "symbol": SYMBOLS[number % len(SYMBOLS)], "size": 10},
-            text=[label(row.rung) for row in some], x=[(row.median_ns or 0) / 1e6 for row in some],
-            y=[100 * (row.error or 0) for row in some],
+            text=[label(row.rung) if row in named else "" for row in some], x=[(row.median_ns or 0) / 1e6 for row in some],
+            y=[scale.position(row.error) for row in some],
             hovertext=[f"{label(row.title)}<br>{(row.median_ns or 0) / 1e6:.4g} ms<br>{units.percent(row.error)}" for row in some],
             hovertemplate="%{hovertext}<extra></extra>",
         )  # fmt: skip
     figure.update_layout(
-        xaxis=AXIS | {"title": {"text": "median of a batch (ms, log)"}, "type": "log"},
-        yaxis=AXIS | {"title": {"text": "relative L2 error (%, log)"}, **DECADES},
+        xaxis=AXIS | {"title": {"text": "median of a batch (ms, log)"}, "type": "log", "dtick": "D2"},
+        yaxis=scale.axis(ERROR),
     )
     return figure
+
+
+def _apart(rows: Sequence[Row]) -> list[Row]:
+    """Those whose names can stand beside their marks, the first of neighbours; the others say theirs on hovering."""
+    places = {id(row): (math.log(row.median_ns or 1), math.log(row.error or 1)) for row in rows}
+    wide, high = (
+        (max(axis) - min(axis) or 1) * near for axis, near in zip(zip(*places.values(), strict=True), NEAR, strict=True)
+    )
+    kept: list[Row] = []
+    for row in rows:
+        x, y = places[id(row)]
+        others = (places[id(other)] for other in kept)
+        if all(abs(x - left) > wide or abs(y - low) > high for left, low in others):
+            kept.append(row)
+    return kept
 
 
 def pareto(rows: Sequence[Row]) -> list[Row]:
@@ -112,7 +129,7 @@ def draw_operations(rows: Sequence[Row]) -> go.Figure | None:
             hovertemplate="%{x:.4~g} ms<extra>%{fullData.name}</extra>",
         )  # fmt: skip
     figure.update_layout(
-        barmode="stack", bargap=0.3, xaxis=AXIS | {"title": {"text": "time in all layers (ms)"}},
+        barmode="stack", bargap=0.3, legend={"traceorder": "normal"}, xaxis=AXIS | {"title": {"text": "time in all layers (ms)"}},
         yaxis=_steps([row.title for row in rows]),
     )  # fmt: skip
     return figure
@@ -149,22 +166,24 @@ def draw_roofline(rows: Sequence[Row], roofs: Mapping[str, Any]) -> go.Figure | 
 
 
 def draw_errors(rows: Sequence[Row]) -> go.Figure | None:
-    """Relative L2 error of each step (%, log), by route; what is not finite stands at the right end and says so."""
+    """Relative L2 error of each step (%, log), by route."""
     if not rows:
         return None
+    scale = Scale.of(row.error for row in rows)
     steps = list(dict.fromkeys(row.title for row in rows))
     figure = base(height=110 + 26 * len(steps))
     for number, (route, some) in enumerate(_by_route(rows).items()):
         figure.add_scatter(
             name=label(route), mode="markers",
             marker={"color": COLOURS[number], "symbol": SYMBOLS[number % len(SYMBOLS)], "size": 10},
-            y=[steps.index(row.title) for row in some], x=[100 * min(row.error or 0, MOST_ERROR) for row in some],
+            y=[steps.index(row.title) for row in some], x=[scale.position(row.error) for row in some],
             hovertext=[f"{label(row.title)}<br>{units.percent(row.error)}" for row in some],
             hovertemplate="%{hovertext}<extra>%{fullData.name}</extra>",
         )  # fmt: skip
     figure.update_layout(
-        xaxis=AXIS | {"title": {"text": "relative L2 error (%, log)"}, **DECADES},
+        xaxis=scale.axis(ERROR),
         yaxis=_steps(steps) | {"showgrid": True},
+        shapes=[turned(band) for band in scale.bands()],
     )
     return figure
 
@@ -174,16 +193,18 @@ def draw_layers(rows: Sequence[Row]) -> go.Figure | None:
     if not rows:
         return None
     figure = base(height=360)
+    scale = Scale.of(error for row in rows for error in row.layer_errors if error is not None)
     for number, row in enumerate(rows):
-        errors = [None if one is None else 100 * min(one, MOST_ERROR) for one in row.layer_errors]
+        errors = row.layer_errors
         figure.add_scatter(
-            name=label(row.title), mode="lines+markers", x=list(range(1, len(errors) + 1)), y=errors,
+            name=label(row.title), mode="lines+markers", x=list(range(1, len(errors) + 1)),
+            y=[None if error is None else scale.position(error) for error in errors], hovertext=[units.percent(error) for error in errors],
             line={"color": COLOURS[number % len(COLOURS)], "width": 1.3, "dash": "dash" if number >= len(COLOURS) else "solid"},
-            marker={"size": 5}, hovertemplate="layer %{x}: %{y:.3~g} %<extra>%{fullData.name}</extra>",
+            marker={"size": 5}, hovertemplate="layer %{x}: %{hovertext}<extra>%{fullData.name}</extra>",
         )  # fmt: skip
     figure.update_layout(
         margin={"t": 84}, xaxis=AXIS | {"title": {"text": "layer"}, "showgrid": False, "dtick": 1},
-        yaxis=AXIS | {"title": {"text": "relative L2 error (%, log)"}, **DECADES},
+        yaxis=scale.axis(ERROR), shapes=scale.bands(),
     )  # fmt: skip
     return figure
 

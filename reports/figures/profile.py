@@ -10,13 +10,10 @@ import pandas as pd
 import plotly.graph_objects as go
 
 from reports import units
-from reports.figures.bisection import label
+from reports.figures.shared import AXIS, BLUE, ORANGE, QUIET, base, label
 
 MOST_POINTS = 4000
-COMPUTE, OTHER, QUIET = "#d9592b", "#3f83d6", "#8b929b"
-_GRID = "rgba(128,128,128,.25)"
-AXIS: dict[str, Any] = {"gridcolor": _GRID, "zeroline": False, "automargin": True, "ticks": ""}
-_SERIES = {"compute_ns": ("GPU compute", COMPUTE), "latency_ns": ("latency", OTHER), "enqueue_ns": ("enqueue", QUIET)}
+_SERIES = {"compute_ns": ("GPU compute", ORANGE), "latency_ns": ("latency", BLUE), "enqueue_ns": ("enqueue", QUIET)}
 
 
 def draw_iterations(frame: pd.DataFrame) -> go.Figure | None:
@@ -49,8 +46,8 @@ def iterations_caption(frame: pd.DataFrame) -> str:
 
 
 MOST_LAUNCHES = 150  # each is an element of the page
-_LIMITS = {"memory": (OTHER, "circle"), "compute": (COMPUTE, "diamond"), "latency": ("#8f6bc4", "triangle-up"),
-           "occupancy": ("#3a9c74", "square"), "": (QUIET, "circle-open")}  # fmt: skip
+_LIMITS = {"memory": (BLUE, "circle"), "compute": (ORANGE, "diamond"), "latency": ("#cc79a7", "triangle-up"),
+           "occupancy": ("#1fa37f", "square"), "": (QUIET, "circle-open")}  # fmt: skip
 
 
 def _placeable(limits: pd.DataFrame) -> pd.DataFrame:
@@ -131,17 +128,3 @@ def roofline_caption(limits: pd.DataFrame) -> str:
         else ""
     )
     return f"{which}, floating-point operations per second against their number per byte of device memory{left}."
-
-
-def base(height: int) -> go.Figure:
-    """An empty figure that takes ground and ink from the page."""
-    return go.Figure(
-        layout={
-            "template": "none", "height": height, "margin": {"l": 8, "r": 16, "t": 44, "b": 8}, "autosize": True,
-            "paper_bgcolor": "rgba(0,0,0,0)", "plot_bgcolor": "rgba(0,0,0,0)", "hovermode": "closest",
-            "font": {"family": "system-ui, sans-serif", "size": 12, "color": "#6b7580"},
-            "hoverlabel": {"align": "left", "font": {"family": "system-ui, sans-serif"}},
-            "legend": {"orientation": "h", "x": 0, "xanchor": "left", "y": 1, "yanchor": "top", "yref": "container"},
-            "showlegend": True, "dragmode": "zoom",
-        }
-    )  # fmt: skip

@@ -10,7 +10,7 @@ import pandas as pd
 import plotly.graph_objects as go
 
 from reports import units
-from reports.figures.profile import AXIS, COMPUTE, OTHER, QUIET, base
+from reports.figures.shared import AXIS, BLUE, ORANGE, QUIET, base
 
 MOST_STEPS = 60  # lines drawn
 SHOWN = ["size", "latency_median_ns", "latency_p90_ns", "latency_p99_ns", "compute_median_ns", "throughput_qps",
@@ -34,9 +34,9 @@ def draw(frame: pd.DataFrame, swept: str = "") -> go.Figure | None:
         ("latency_median_ns", "latency, median", "solid"),
     ):
         if frame[name].notna().any():
-            _line(figure, sizes, frame[name] / 1e6, title, OTHER, dash, "ms")
+            _line(figure, sizes, frame[name] / 1e6, title, BLUE, dash, "ms")
     if frame["throughput_qps"].notna().any():
-        _line(figure, sizes, frame["throughput_qps"], "throughput", COMPUTE, "solid", "inferences/s", second=True)
+        _line(figure, sizes, frame["throughput_qps"], "throughput", ORANGE, "solid", "inferences/s", second=True)
     steps = frame[frame["step"].notna()].head(MOST_STEPS)
     for size in steps["size"].tolist():
         figure.add_vline(x=size, line={"color": QUIET, "width": 1, "dash": "dash"})

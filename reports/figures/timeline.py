@@ -84,6 +84,11 @@ class Timeline:
         """Threads and streams, each once, in order."""
         return list(dict.fromkeys(lane.group for lane in self.lanes))
 
+    @property
+    def height(self) -> int:
+        """In pixels, as profile.js lays the lanes out: room kept until it does."""
+        return 22 + 17 * len(self.lanes) + 20 * len(self.groups) + 4
+
     def to_json(self) -> str:
         """Everything but the columns' bytes."""
         lanes = [{"group": lane.group, "title": lane.title, "kind": lane.kind} for lane in self.lanes]

@@ -104,6 +104,11 @@ class Bisection:
         return any(candidate.sensitivity is not None for candidate in self.candidates)
 
     @property
+    def valued(self) -> bool:
+        """Whether any step has an error."""
+        return any(step.value is not None for step in self.steps)
+
+    @property
     def listing(self) -> list[SourceLine]:
         """The source that was written in the end, around the culprits."""
         guilty = {int(found[1]) for row in self.culprits if (found := AT_LINE.match(row.node))}
@@ -387,7 +392,7 @@ def _time_tile(run: Bisection) -> Tile:
 
 def _steps_caption(run: Bisection) -> str:
     total = units.plural(len(run.steps), "step")
-    if all(step.value is None for step in run.steps):
+    if not run.valued:
         return f"{total}. Each mark is one evaluation: how many {run.noun}s were under test, and whether it passed."
     odd = [step.value for step in run.steps if step.value is not None and not math.isfinite(step.value)]
     lane = f" {units.plural(len(odd), 'value')} not finite (NaN or Inf), in the shaded band at the top." if odd else ""

@@ -37,6 +37,28 @@ class View:
         return bool(self.document["slower_beyond_threshold"])
 
     @property
+    def tone(self) -> str:
+        """The colour of the verdict: of a defect, of none, or of neither."""
+        return "found" if self.slower else "clean" if self.document["judged"] else "open"
+
+    @property
+    def status(self) -> str:
+        """The verdict in a word or two."""
+        return {"found": "slower", "clean": "not slower", "open": "undecided"}[self.tone]
+
+    @property
+    def sides(self) -> str:
+        """What was compared, without the folders that it lies in."""
+        typed = (str(self.document[side]).split(",") for side in ("before", "after"))
+        names = (",".join(path.rstrip("/").rpartition("/")[2] for path in paths) for paths in typed)
+        return " → ".join(units.shorten(name, 40) for name in names)
+
+    @property
+    def summary(self) -> str:
+        """The comparison as one line of text."""
+        return f"{self.sides}: {self.document['headline']}."
+
+    @property
     def tiles(self) -> list[Tile]:
         """What became of a whole inference, and how many pairs have each verdict."""
         verdicts = self.document["verdicts"].items()

@@ -10,6 +10,7 @@ import base64
 import hashlib
 import json
 import os
+import re
 import shlex
 import zlib
 from collections.abc import Mapping
@@ -30,6 +31,21 @@ if TYPE_CHECKING:
     import plotly.graph_objects as go
 
 VIEWS = ("bisect", "printf", "ladder")
+LINKED = 4  # sections; with fewer, a page is read as quickly as links to them
+_SECTION = re.compile(
+    r'<section class="card[^>]* aria-labelledby="(title-[^"]*)"[^>]*>\s*(?:<div class="heading">)?<h2 id="\1">(.*?)</h2>'
+)
+_LATER = re.compile("<noscript.*?</noscript>", re.DOTALL)  # is on the page once it is asked for
+_TOLD = ("argv", "verb", "schema_version")  # of a manifest: said elsewhere, or of use to programs alone
+_NAMED = ("versions", "tools")  # groups whose rows are names of packages and runs
+_SMI = {
+    "memory.total": "MiB",
+    "clocks.sm": "MHz",
+    "clocks.mem": "MHz",
+    "clocks.max.sm": "MHz",
+    "temperature.gpu": "°C",
+    "power.draw": "W",
+}  # what nvidia-smi leaves out of its numbers
 
 
 @dataclass(frozen=True)
@@ -41,8 +57,16 @@ class Library:
 
 
 @dataclass(frozen=True)
+class Drawn:
+    """A figure as it goes into a page: inert JSON, and the pixels that are kept free for it until it is drawn."""
+
+    content: Markup
+    height: int
+
+
+@dataclass(frozen=True)
 class Facts:
-    """One group of the manifest, flattened to (name, value) texts."""
+    """A group of facts, flattened to (name, value) texts."""
 
     title: str
     rows: list[tuple[str, str]]
@@ -80,7 +104,7 @@ def assemble(
 ) -> str:
     """The shell around a view: theme, script, policy, figures; `content` is what the view's template reads."""
     environment = _environment()
-    script = "\n".join(_source(environment, name) for name in scripts)
+    script = "\n".join(('"use strict";', "(() => {", *(_source(environment, name) for name in scripts), "})();"))
     drawn = {name: _embed(figure) for name, figure in figures.items()}
     return environment.get_template(template).render(
         drawn=drawn,
@@ -110,15 +134,27 @@ def save(path: Path, text: str) -> Path:
 
 def command(manifest: Mapping[str, Any]) -> str:
     """The command line, quoted so that a shell takes it back."""
-    return shlex.join(["probe", *schema.texts(manifest.get("argv"))])
+    words = schema.texts(manifest.get("argv"))
+    return shlex.join(words if words[:1] == ("probe",) else ("probe", *words))
 
 
 def group(manifest: Mapping[str, Any]) -> list[Facts]:
-    """Everything in a manifest but its command line: the plain fields first, then a group for each object in it."""
-    plain = {key: value for key, value in manifest.items() if key != "argv" and not _is_table(value)}
-    nested = {key: value for key, value in manifest.items() if _is_table(value)}
-    groups = [Facts("run", _flatten(plain)), *(Facts(key, _flatten(value)) for key, value in nested.items())]
+    """What a manifest says and the page does not say elsewhere: the plain fields first, then a group for each object in it."""
+    fields = {key: value for key, value in manifest.items() if key not in _TOLD and value not in ([], {}, "")}
+    plain = {key: value for key, value in fields.items() if not _is_table(value)}
+    nested = {key: value for key, value in fields.items() if _is_table(value)}
+    groups = [_facts(key, value) for key, value in ({"run": plain} | nested).items()]
     return [facts for facts in groups if facts.rows]
+
+
+def _facts(title: str, value: Any) -> Facts:
+    rows = _flatten(value)
+    return Facts(_titled(title), rows if title in _NAMED else [(_titled(name), text) for name, text in rows])
+
+
+def _titled(name: str) -> str:
+    """`weight_bytes` -> `Weight bytes`, `clocks.max.sm` -> `Clocks max sm`."""
+    return "GPU" if name == "gpu" else f"{name[:1].upper()}{name[1:]}".replace("_", " ").replace(".", " ")
 
 
 def _is_table(value: Any) -> bool:
@@ -128,6 +164,8 @@ def _is_table(value: Any) -> bool:
 def _flatten(value: Any, prefix: str = "") -> list[tuple[str, str]]:
     if isinstance(value, Mapping):
         return [row for key, item in value.items() for row in _flatten(item, f"{prefix}.{key}" if prefix else str(key))]
+    if _is_table(value) and len(value) == 1:
+        return _flatten(value[0], prefix)
     if _is_table(value):
         return [(str(number), _in_line(item)) for number, item in enumerate(value, 1)]
     return [(prefix, _text(prefix, value))]
@@ -140,14 +178,30 @@ def _in_line(item: Any) -> str:
 def _text(name: str, value: Any) -> str:
     if value is None:
         return units.ABSENT
+    if isinstance(value, list) and value and all(isinstance(item, str) for item in value):
+        return ", ".join(value)
     if name.endswith("bytes") and (number := schema.real(value)) is not None:
         return f"{units.size(number)} ({units.count(number)} bytes)"
-    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+    if isinstance(value, str) and name in _SMI:
+        return f"{value} {_SMI[name]}"
+    return units.moment(value) if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
 
 
 def breakable(text: str) -> Markup:
     """Escaped text that may be broken after a slash; copied, it is the same text."""
     return Markup(str(escape(units.visible(text))).replace("/", "/<wbr>"))  # escaped
+
+
+def linked(body: Markup) -> Markup:
+    """A page's body with links to its sections behind the verdict: addresses to send on as well; a short page needs none."""
+    sections = _SECTION.findall(_LATER.sub("", body))
+    if len(sections) < LINKED:
+        return body
+    links = "\n".join(f'<a href="#{key}">{title}</a>' for key, title in sections)
+    verdict, end, rest = str(body).partition("</section>")
+    return Markup(
+        f'{verdict}{end}\n<nav class="contents" aria-label="On this page">\n{links}\n</nav>{rest}'
+    )  # escaped before
 
 
 def _environment() -> Environment:
@@ -156,7 +210,7 @@ def _environment() -> Environment:
         trim_blocks=True, lstrip_blocks=True,
     )  # fmt: skip
     environment.globals["units"] = units
-    environment.filters["breakable"] = breakable
+    environment.filters |= {"breakable": breakable, "linked": linked}
     return environment
 
 
@@ -171,11 +225,10 @@ def _source(environment: Environment, name: str) -> str:
     return loader.get_source(environment, name)[0].strip()
 
 
-def _embed(figure: go.Figure) -> Markup:
-    """A figure as inert JSON."""
+def _embed(figure: go.Figure) -> Drawn:
     content = figure.to_json()
     assert content is not None
-    return inert(content)
+    return Drawn(inert(content), figure.layout.height)
 
 
 def inert(content: str) -> Markup:

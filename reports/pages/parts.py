@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import pandas as pd
@@ -16,6 +16,7 @@ from reports.figures import profile as profile_figures
 from reports.figures.icicle import Icicle
 from reports.figures.timeline import Timeline
 from reports.pages import sheets
+from reports.pages.page import Facts
 from reports.pages.sheets import Sheet
 from reports.pages.tiles import Tile
 from reports.tables import hotspots, layer_time, node_time, origins
@@ -62,6 +63,22 @@ class Part:
     def more(self) -> list[Sheet]:
         """Tables that are opened when asked for."""
         return [sheet for sheet in self.sheets if sheet.secondary]
+
+    @property
+    def summary(self) -> str:
+        """The answer as one line of text."""
+        return f"{self.name}: {'. '.join(filter(None, (self.headline, self.detail)))}."
+
+    @property
+    def read(self) -> Facts:
+        """What the file is."""
+        return Facts(self.name, self.facts)
+
+    def fold(self, name: str) -> None:
+        """Close a table until it is asked for."""
+        self.sheets = [
+            replace(sheet, secondary=True) if sheet.key == f"{self.key}-{name}" else sheet for sheet in self.sheets
+        ]
 
     def say(self, urgency: int, headline: str, detail: str = "") -> None:
         """Take a headline, unless there is a more urgent one."""
@@ -155,7 +172,9 @@ def _node_time(part: Part, artifact: Artifact, kernels: pd.DataFrame, total: flo
     alone = together is None
     if together is not None:
         part.sheets.append(_sheet(part, "alike", f"{title}, all layers together", together, "name", "total_ns", f"{node_time.NUMBERED} {caption}"))  # fmt: skip
-    part.sheets.append(_sheet(part, "nodes", title, table, "node set", "total_ns", caption if alone else ""))
+    part.sheets.append(
+        _sheet(part, "nodes", title, table, "node set", "total_ns", caption if alone else "", secondary=not alone)
+    )
     if (answer := node_time.headline(table if together is None else together, total)) is not None:
         part.say(2, *answer)
     return True
@@ -233,16 +252,16 @@ def _findings(part: Part, artifact: Artifact) -> None:
     if "findings" not in artifact.tables:
         return
     findings = artifact.tables["findings"]
-    printed, reported = (artifact.summary.get(name) for name in ("printed", "reported"))
-    if printed is not None:
-        part.tiles.append(Tile("Records printed", units.count(printed)))
-    if reported is not None:
-        part.tiles.append(Tile("Counted by the tool", units.count(reported), "in its own summary"))
+    times = findings["count"].fillna(1) if "count" in findings else pd.Series(1, index=findings.index)
+    counts = {"printed": artifact.summary.get("printed"), "counted by the tool": artifact.summary.get("reported")}
+    remark = ", ".join(f"{units.count(number)} {how}" for how, number in counts.items() if number is not None)
+    part.tiles.append(Tile("Findings", units.count(int(times.sum())), remark))
     if findings.empty:
         part.say(6, f"{artifact.tool} printed no record")
         return
-    times = findings["count"].fillna(1) if "count" in findings else pd.Series(1, index=findings.index)
-    part.tiles.append(Tile("Findings", units.count(int(times.sum())), units.plural(len(findings), "row")))
+    for title, names in (("Places", ["file", "line"]), ("Kernels", ["kernel"])):
+        if set(names) <= set(findings) and (number := len(findings[names].dropna().drop_duplicates())):
+            part.tiles.append(Tile(title, units.count(number), "with findings"))
     part.sheets.append(
         _sheet(part, "findings", "Findings", _found(findings).dropna(axis="columns", how="all"), "finding", None)
     )
@@ -258,11 +277,11 @@ def _findings(part: Part, artifact: Artifact) -> None:
 def _launched_by(finding: pd.Series[Any]) -> str:
     """The place that reports an error is not the place that is wrong: which layer made the launch."""
     layer = str(finding["layer"]) if _given(finding, "layer") else ""
-    nodes = (
-        [str(node) for node in finding["onnx_nodes"]] if "onnx_nodes" in finding and len(finding["onnx_nodes"]) else []
-    )
     told = [f"layer {units.shorten(layer, 100)}"] if layer else []
-    told += [f"ONNX {'node' if len(nodes) == 1 else 'nodes'} {units.shorten(', '.join(nodes), 100)}"] if nodes else []
+    named, inferred = (list(map(str, finding.get(name, ()))) for name in ("onnx_nodes", "inferred_nodes"))
+    if nodes := named or inferred:
+        how = "" if named else " (inferred)"
+        told.append(f"ONNX {'node' if len(nodes) == 1 else 'nodes'} {units.shorten(', '.join(nodes), 100)}{how}")
     return f"Launched by {', '.join(told)}" if told else ""
 
 
@@ -278,13 +297,10 @@ def _found(findings: pd.DataFrame) -> pd.DataFrame:
             table[name] = [_triple(row) for row in table[axes].itertuples(index=False, name=None)]
     order = ["severity", "kind", "kernel", "where", "layer", "onnx_nodes", "message", "thread", "block", "address",
              "access", "size_bytes", "api", "tool", "count", "launch_id"]  # fmt: skip
-    return table[
-        [
-            name
-            for name in order
-            if name in table and (name not in ("severity", "tool", "count") or table[name].nunique() > 1)
-        ]
-    ]
+    same = [name for name in ("severity", "tool") if name in table and table[name].nunique() < 2]
+    if "count" in table and not (table["count"] > 1).any():
+        same.append("count")
+    return table[[name for name in order if name in table and name not in same]]
 
 
 def _triple(row: tuple[Any, ...]) -> str:
@@ -300,6 +316,8 @@ def _layers(part: Part, artifact: Artifact) -> None:
     if timed and (types := layer_time.by_type(table)) is not None:
         titles = {"per_inference_ns": "Mean, per inference"}
         part.sheets.append(sheets.make(f"{part.key}-types", "Types of layers by time", types, "type", titles=titles, bar="per_inference_ns"))  # fmt: skip
+    if _has(table, "onnx_nodes") and bool((table["onnx_nodes"].map("+".join) == table["layer"]).all()):
+        table = table.drop(columns="onnx_nodes")  # ONNX Runtime's layers are nodes
     title = "Layers by time" if timed else "Layers"
     part.sheets.append(_sheet(part, "layers", title, table, "layer", "total_ns" if timed else None))
     if timed and float(table["total_ns"].sum()):
@@ -336,13 +354,14 @@ def _run(part: Part, run: Mapping[str, Any]) -> None:
 
 
 def _measured(part: Part, artifact: Artifact) -> None:
-    """Our own measurement: its latency, on a processor the only time there is."""
+    """The latency that we, or ONNX Runtime, measured: on a processor the only time there is."""
     latency = artifact.summary.get("latency_ns")
-    if artifact.kind != "probe-measurement" or not isinstance(latency, Mapping):
+    if artifact.kind not in ("probe-measurement", "ort-profile") or not isinstance(latency, Mapping):
         return
     median, backend = units.seconds(latency["median"] / 1e9), artifact.summary.get("backend", "")
     part.tiles.append(Tile("Latency, median", median, f"99 %: {units.seconds(latency['p99'] / 1e9)}"))
-    part.say(4, f"An inference takes {median} ({backend}, median of {units.count(artifact.summary['iterations'])})")
+    if backend:
+        part.say(4, f"An inference takes {median} ({backend}, median of {units.count(artifact.summary['iterations'])})")
 
 
 def _sweep(part: Part, artifact: Artifact) -> None:
@@ -398,16 +417,15 @@ def _rest(part: Part, artifact: Artifact) -> None:
 
 def _facts(artifact: Artifact) -> Iterator[tuple[str, str]]:
     """File, tool, devices, and the plain numbers and words of the summary."""
-    yield "file", artifact.path.name
-    yield "kind", artifact.kind
-    yield "tool", artifact.tool
-    yield "tool version", artifact.tool_version or "the file does not say"
+    yield "Kind", artifact.kind
+    yield "Tool", artifact.tool
+    yield "Tool version", artifact.tool_version or "the file does not say"
     devices = _table(artifact.tables, "devices")
     for row in [] if devices is None else devices.to_dict("records"):
         values = {
             str(name): value for name, value in row.items() if not (value is None or value is pd.NA or value == "")
         }
-        name = f"device {values.pop('device_id', '')}".strip()
+        name = f"Device {values.pop('device_id', '')}".strip()
         yield name, ", ".join(_fact(key, value) for key, value in values.items())
     for name, value in artifact.summary.items():
         if isinstance(value, str | int | float) and not isinstance(value, bool) and not any(w in name for w in _NEVER):

@@ -86,8 +86,13 @@ class View:
         return "defect found" if self.result.get("defects") else "finished"
 
     @property
+    def total(self) -> int:
+        """Values logged, of which `rows` may be only the first."""
+        return schema.integer(self.result.get("records")) or len(self.rows)
+
+    @property
     def headline(self) -> str:
-        return headline(self.result, len(self.rows))
+        return headline(self.result, self.total)
 
     @property
     def notes(self) -> tuple[str, ...]:
@@ -111,12 +116,13 @@ class View:
         threads = {(row.block, row.thread) for row in self.rows}
         lost = self.result.get("lost")
         return [
-            Tile("Values", units.count(schema.integer(self.result.get("records")) or 0)),
+            Tile("Values", units.count(self.total)),
             Tile("Lost", "not known" if lost is None else units.count(lost)),
             Tile(
                 "Threads",
                 units.count(len(threads)),
-                f"in {units.plural(len({row.block for row in self.rows}), 'block')}",
+                f"in {units.plural(len({row.block for row in self.rows}), 'block')}"
+                + f", of the first {units.count(len(self.rows))} values" * (len(self.rows) < self.total),
             ),
             Tile("Outputs of printf", units.count(len(self.printed)), _printed_lost(self.result.get("printed_lost"))),
         ]

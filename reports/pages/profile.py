@@ -19,7 +19,6 @@ from reports.pages.sheets import Column, Sheet
 from reports.tables import faults, joining, tool_runs
 
 TEMPLATE = "profile.html"
-MOST_OPEN = 1  # parts, and runs; the others are shown when they are asked for
 FIRST_ROWS = 20  # of the table of the others
 _PRIVATE = ("environment", "host", "hostname", "user", "username", "cwd")
 
@@ -47,19 +46,29 @@ class View:
         """The parts, the most urgent first; those as urgent, as their tools ran."""
         return sorted(self.parts, key=self._place)
 
-    @property
-    def most_open(self) -> int:
-        return MOST_OPEN
-
-    @cached_property
-    def opened(self) -> list[Part]:
-        """The parts that are shown at once."""
-        return self.ordered[:MOST_OPEN]
-
     @cached_property
     def others(self) -> list[Part]:
         """The parts that are shown one at a time, when they are asked for."""
-        return self.ordered[len(self.opened) :]
+        return self.ordered[1:]
+
+    @property
+    def manifest(self) -> Mapping[str, Any]:
+        """Of the one session that all is from; empty if there is none, or there are several."""
+        return self.manifests[0] if len(self.manifests) == 1 else {}
+
+    @property
+    def verb(self) -> str:
+        return schema.text(self.manifest.get("verb")).replace("-", " ") or "report"
+
+    @property
+    def subject(self) -> str:
+        """What was looked at: the target of a run, or the files that were read."""
+        more = f" and {len(self.others)} more" if self.others else ""
+        return sheets.public(schema.text(self.manifest.get("target"))) or f"{self.lead.name}{more}"
+
+    @property
+    def started(self) -> str:
+        return schema.text(self.manifest.get("started"))
 
     @property
     def overview(self) -> Sheet:
@@ -79,11 +88,16 @@ class View:
         return tool_runs.sheet(self.ran)
 
     @property
+    def failures(self) -> list[str]:
+        """What is missing: tools that failed, and what could not be read."""
+        return [sheets.public(note) for note in (*tool_runs.failures(self.ran), *self.left_out)]
+
+    @property
     def notes(self) -> list[str]:
-        """What failed, then all remarks, those of a part under its name where there are several."""
+        """All remarks, those of a part under its name where there are several."""
         several = len(self.parts) > 1
         said = [f"{part.name}: {note}" if several else note for part in self.parts for note in part.notes]
-        return [sheets.public(note) for note in (*tool_runs.failures(self.ran), *said, *self.left_out)]
+        return [sheets.public(note) for note in said]
 
     @property
     def runs(self) -> list[tuple[str, list[page.Facts]]]:
@@ -102,6 +116,7 @@ def view(collection: Collection) -> View:
     if (together := joining.sheet(collection.artifacts)) is not None:
         shown.lead.sheets.append(together)
     if (found := faults.sheet(faults.of(collection.results))) is not None and not _same(found, collection.artifacts):
+        shown.lead.fold("findings")  # one row a place says more than one a thread
         shown.lead.sheets.insert(0, found)
     return shown
 

@@ -90,7 +90,7 @@ def make(
     """
     changes = _changes(frame.head(MOST_ROWS), *interval) if interval else {}
     shown = frame.head(MOST_ROWS).drop(columns=list(interval[1:]) if interval else [])
-    shown = shown[[name for name in shown.columns if not _is_empty(shown[name])]]
+    shown = shown[_arranged([name for name in shown.columns if not _is_empty(shown[name])], bar)]
     texts = sum(1 for name in shown.columns if not _is_number(shown[name])) * max(1, len(shown))
     width = max(120, _TEXT_BUDGET // max(1, texts))
     cells = [changes.get(str(name)) or _cells(str(name), shown[name], width) for name in shown.columns]
@@ -104,6 +104,12 @@ def make(
     rows = tuple(zip(*cells, strict=True))
     total = len(frame) if total is None else total
     return Sheet(key, title, noun, columns, rows, total, caption, first, secondary)
+
+
+def _arranged(names: list[str], bar: str | None) -> list[str]:
+    """What a row is and how much of the whole come first, in every table: they are all that a narrow screen shows."""
+    much = [name for name in ("time_pct", bar) if name in names[1:]] if bar in names else []
+    return [*names[:1], *much, *(name for name in names[1:] if name not in much)]
 
 
 def plural(noun: str) -> str:

@@ -47,6 +47,8 @@ def test_pictures_are_drawn_without_a_request_or_a_complaint(opened):
     assert opened.run("return performance.getEntriesByType('resource').length") == 0
     assert opened.run("return document.querySelectorAll('*').length") < 1000
     assert opened.complaints() == []
+    kept = "return all.map(({ style, parentElement }) => parentElement.style.minHeight.includes(style.height))"
+    assert opened.run(f"const all = [...document.querySelectorAll('.canvas > canvas')]; {kept}") == [True, True]
 
 
 def test_the_browser_decodes_what_python_packed(opened):
@@ -148,10 +150,10 @@ def test_the_icicle_zooms_into_a_box(browser, tmp_path):
 def test_tables_sort_filter_grow_and_copy_all_rows(opened):
     total = len(set(trace_tables.trace(4_000)["kernels"]["kernel"]))
     assert len(opened.run(ROWS, 0)) == 10
-    opened.run("document.querySelectorAll('[data-sheet=data-p0-kernels] .order')[0].click()")
+    opened.run("document.querySelectorAll('[data-sheet=data-p0-kernels] button.order')[0].click()")
     names = opened.run(ROWS, 0)
     assert names[:2] == ["kernel_0<float, 0>", "kernel_1<float, 1>"]  # numbers count as numbers
-    opened.run("document.querySelectorAll('[data-sheet=data-p0-kernels] .order')[3].click()")
+    opened.run("document.querySelectorAll('[data-sheet=data-p0-kernels] button.order')[3].click()")
     counts = [int(text.replace(",", "")) for text in opened.run(ROWS, 3)]
     assert counts == sorted(counts, reverse=True)
     opened.run("document.querySelector('[data-sheet=data-p0-kernels] input').focus()")
@@ -170,16 +172,25 @@ def test_tables_sort_filter_grow_and_copy_all_rows(opened):
     assert len(opened.run(ROWS, 0)) == min(40, total)
 
 
-def test_closed_tables_are_filled_when_they_are_opened(opened):
+def test_an_address_opens_the_table_that_it_names(opened):
     count = "return document.querySelectorAll('[data-sheet=data-p0-api] tbody tr').length"
     assert opened.run(count) == 0
-    opened.run("document.querySelector('[data-sheet=data-p0-api]').closest('details').open = true")
+    opened.run("location.hash = 'title-p0-api'")
     opened.wait(f"return ({count.removeprefix('return ')}) === 1")
+
+
+def test_a_name_that_is_cut_off_is_told_on_hovering(browser, tmp_path):
+    show(browser, tmp_path, trace_tables.hostile())
+    told = browser.run("""const names = [...document.querySelectorAll('td .name')];
+        names.forEach((name) => name.dispatchEvent(new PointerEvent('pointerover', { bubbles: true })));
+        return names.filter((name) => name.title).map((name) => [name.title === name.textContent, name.clientHeight < name.scrollHeight])""")
+    assert told
+    assert all(cut and whole for whole, cut in told)
 
 
 OTHERS = "return [...document.querySelectorAll('[data-sheet=data-others] tbody a')].map((link) => link.textContent)"
 OPEN = "document.querySelector('a[href=\"#part-p' + arguments[0] + '\"]').click()"
-STAGE = "const part = document.querySelector('#stage > article'); return part && part.dataset.pictures && part.dataset.drawn"
+STAGE = "const part = document.querySelector('#stage > article#part-p' + {}); return part && part.dataset.pictures && part.dataset.drawn"
 
 
 @pytest.fixture
@@ -194,7 +205,7 @@ def many(browser, tmp_path):
 
 def open_part(browser, place):
     browser.run(OPEN, place)
-    browser.wait(STAGE)
+    browser.wait(STAGE.format(place))
     return browser.run(
         "const part = document.querySelector('#stage > article'); return [part.id, part.dataset.pictures, part.dataset.drawn]"
     )
@@ -215,13 +226,18 @@ def test_of_many_files_one_is_shown_at_a_time(many):
 def test_a_part_that_came_later_is_as_alive_as_the_first(many):
     open_part(many, 1)
     assert pixels(many, "#stage [data-columns]") > 4
-    many.run("document.querySelector('#stage [data-sheet=data-p1-kernels] .order').click()")
+    many.run("document.querySelector('#stage [data-sheet=data-p1-kernels] button.order').click()")
     assert many.run("return document.querySelector('#stage th').ariaSort") == "ascending"
     many.run("document.querySelector('#stage details').open = true")
     many.wait("return document.querySelectorAll('#stage details tbody tr').length > 0")
     open_part(many, 2)
-    open_part(many, 1)  # comes back as it was
+    many.run("history.back()")
+    many.wait(STAGE.format(1))  # comes back as it was
     assert many.run("return document.querySelector('#stage th').ariaSort") == "ascending"
+    many.run("""navigator.clipboard.writeText = async (text) => { window.copied = text; };
+                document.querySelector('#stage .verdict button').click()""")
+    many.wait("return window.copied !== undefined")
+    assert many.run("return window.copied").startswith("run <b>1<b>.sqlite: The kernel ")
 
 
 def test_without_script_all_files_are_there(many):

@@ -8,45 +8,19 @@ import json
 import math
 import re
 import zlib
-from collections import Counter
-from html.parser import HTMLParser
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import bisect_session
+import ladder_session
 from harness.errors import ArtifactMissing, ParseError, UsageError
 from harness.record import Session
+from page_reader import Reader, check_structure
 from reports.pages import bisection, page
 
 FIGURES = ["data-steps", "data-graph", "data-sensitivities"]
-
-
-class Reader(HTMLParser):
-    """A page as a browser would take it apart: elements, the text to be read, the content of its scripts."""
-
-    def __init__(self, source):
-        super().__init__(convert_charrefs=True)
-        self.elements, self.attributes, self.words, self.scripts, self.inside = Counter(), [], [], {}, None
-        self.feed(source)
-        self.text = re.sub(r"\s+", " ", "".join(self.words))
-
-    def handle_starttag(self, tag, attributes):
-        self.elements[tag] += 1
-        self.attributes.append((tag, dict(attributes)))
-        if tag in ("script", "style"):
-            self.inside = tag if tag == "style" else dict(attributes).get("id", "page")
-
-    def handle_endtag(self, tag):
-        if tag in ("script", "style"):
-            self.inside = None
-
-    def handle_data(self, data):
-        if self.inside is None:
-            self.words.append(data)
-        else:
-            self.scripts[self.inside] = self.scripts.get(self.inside, "") + data
 
 
 @pytest.fixture
@@ -62,7 +36,8 @@ def test_the_first_screen_answers(session):
     run = bisection.read(session)
     assert run.headline == "3 of 291 nodes must stay in FP32"
     assert run.facts == "error 6.1 % → 0.21 %, tolerance 1 %; proven minimal in 42 evaluations, 3.2 s"
-    text = read(session).text
+    text = re.sub("On this page.*?</nav>", "", page.render(session), flags=re.DOTALL)
+    text = Reader(text).text
     order = [text.index(part) for part in (run.headline, "6.1 % → 0.21 %", "proven", "/encoder/layer.1/output/LayerNorm/Pow",
              "bert small.mixed.onnx", "probe bisect 'bert small.onnx' --tolerance 0.01 --seed 0", "Error against step", "What was run")]  # fmt: skip
     assert order == sorted(order)
@@ -153,7 +128,7 @@ def test_a_manifest_alone_makes_a_small_page_without_the_library(tmp_path):
     session.write_json("manifest.json", {"verb": "bisect", "schema_version": 1})
     reader = read(session)
     assert "Interrupted after 0 steps: there is no result yet" in reader.text
-    assert set(reader.scripts) == {"page", "style"}
+    assert set(reader.scripts) == {"script", "style"}
     assert len(page.render(session)) < 40_000
 
 
@@ -186,7 +161,7 @@ def test_only_its_own_scripts_may_run(session):
     policy = next(a["content"] for _, a in reader.attributes if a.get("http-equiv") == "Content-Security-Policy")
     library = zlib.decompress(base64.b64decode(reader.scripts["library"])).decode()
     allowed = re.search(r"script-src ([^;]*);", policy)[1].split()
-    digests = [hashlib.sha256(script.encode()).digest() for script in (reader.scripts["page"], library)]
+    digests = [hashlib.sha256(script.encode()).digest() for script in (reader.scripts["script"], library)]
     assert allowed == [f"'sha256-{base64.b64encode(digest).decode()}'" for digest in digests]
     assert "default-src 'none'" in policy
     assert "plotly.js" in library[:100]
@@ -207,8 +182,8 @@ def test_figures_are_json_with_their_marks(session):
 def test_hostile_names_are_text(tmp_path):
     plain = read(bisect_session.make(tmp_path / "plain"))
     reader = read(bisect_session.make_hostile(tmp_path / "hostile"))
-    assert set(reader.elements) <= set(plain.elements) | {"ul", "li"}
-    assert reader.elements["script"] == plain.elements["script"] == 5
+    assert set(reader.tags) <= {*plain.tags, "ul", "li"}
+    assert reader.tags.count("script") == plain.tags.count("script") == 5
     assert not [name for _, attributes in reader.attributes for name in attributes if name.startswith("on")]
     for name in bisect_session.HOSTILE[:3]:
         assert name in reader.text
@@ -230,18 +205,26 @@ def test_every_control_has_a_name_and_every_figure_a_caption(session):
 
 
 def test_the_command_line_can_be_pasted_back():
-    assert (
-        page.command({"argv": ["bisect", "my model.onnx", "--x=$HOME"]}) == "probe bisect 'my model.onnx' '--x=$HOME'"
-    )
+    line = "probe bisect 'my model.onnx' '--x=$HOME'"
+    assert page.command({"argv": ["bisect", "my model.onnx", "--x=$HOME"]}) == line
+    assert page.command({"argv": ["probe", "bisect", "my model.onnx", "--x=$HOME"]}) == line
+
+
+@pytest.mark.parametrize("make", [bisect_session.make, bisect_session.make_hostile, ladder_session.make])
+def test_what_a_screen_reader_goes_by(tmp_path, make):
+    check_structure(read(make(tmp_path / "run")).attributes)
 
 
 def test_the_manifest_is_grouped():
-    groups = page.group({"verb": "bisect", "argv": ["x"], "model": {"name": "m", "weight_bytes": 1.3e9, "deep": {"a": None}},
-                         "inputs": [{"name": "x", "shape": [1, 3]}], "empty": {}})  # fmt: skip
+    groups = page.group({"schema_version": 1, "verb": "bisect", "argv": ["x"], "started": "2026-02-03T10:15:42+01:00", "notes": [],
+                         "model": {"name": "m", "weight_bytes": 1.3e9, "deep": {"a": None}}, "versions": {"my_lib": "1"},
+                         "inputs": [{"name": "x", "shape": [1, 3]}, {"name": "y"}], "gpu": [{"name": "H100", "clocks.max.sm": "1980"}], "empty": {}})  # fmt: skip
     assert [(facts.title, facts.rows) for facts in groups] == [
-        ("run", [("verb", "bisect")]),
-        ("model", [("name", "m"), ("weight_bytes", "1.3 GB (1,300,000,000 bytes)"), ("deep.a", "–")]),
-        ("inputs", [("1", "name x, shape [1, 3]")]),
+        ("Run", [("Started", "2026-02-03 09:15 UTC")]),
+        ("Model", [("Name", "m"), ("Weight bytes", "1.3 GB (1,300,000,000 bytes)"), ("Deep a", "–")]),
+        ("Versions", [("my_lib", "1")]),
+        ("Inputs", [("1", "name x, shape [1, 3]"), ("2", "name y")]),
+        ("GPU", [("Name", "H100"), ("Clocks max sm", "1980 MHz")]),
     ]
 
 

@@ -7,7 +7,6 @@ import gzip
 import hashlib
 import json
 import re
-from html.parser import HTMLParser
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +18,7 @@ from hypothesis import strategies as st
 import trace_tables
 from harness.errors import ParseError, UsageError
 from harness.record import Session
+from page_reader import Reader, check_structure
 from places import DATA
 from reports.artifact import Artifact
 from reports.collect import Collection, collect
@@ -28,32 +28,6 @@ from reports.pages import parts, sheets
 from reports.pages import profile as profile_page
 from reports.readers import detect
 from reports.tables import hotspots, layer_time
-
-
-class Reader(HTMLParser):
-    """A page as a browser would take it apart: elements, the text to be read, the content of its scripts."""
-
-    def __init__(self, source):
-        super().__init__(convert_charrefs=True)
-        self.tags, self.attributes, self.words, self.scripts, self.inside = [], [], [], {}, None
-        self.feed(source)
-        self.text = re.sub(r"\s+", " ", "".join(self.words))
-
-    def handle_starttag(self, tag, attributes):
-        self.tags.append(tag)
-        self.attributes.append((tag, dict(attributes)))
-        if tag in ("script", "style"):
-            self.inside = dict(attributes).get("id", tag)
-
-    def handle_endtag(self, tag):
-        if tag in ("script", "style"):
-            self.inside = None
-
-    def handle_data(self, data):
-        if self.inside is None:
-            self.words.append(data)
-        else:
-            self.scripts[self.inside] = self.scripts.get(self.inside, "") + data
 
 
 def page_of(*artifacts, **more):
@@ -97,7 +71,7 @@ def test_the_page_asks_for_nothing_and_lets_only_its_own_script_run(myelin):
         value
         for _, found in page.attributes
         for name, value in found.items()
-        if name in ("src", "href") and value != "#main"
+        if name in ("src", "href") and not value.startswith("#")
     ]
     assert "library" not in page.scripts  # no plotly where no figure of it is drawn
     assert "link" not in page.tags
@@ -119,6 +93,15 @@ def test_the_page_says_nothing_of_machine_or_person():
     for word in ("alice", "bob", "carol", "box7", "hush", "secret"):
         assert word not in text, word
     assert "~/m.onnx" in text
+
+
+def test_what_a_screen_reader_goes_by(myelin):
+    page = Reader(profile_page.render(myelin))
+    check_structure(page.attributes)
+    assert {"#title-p0-alike", "#title-p0-timeline"} <= {found["href"] for tag, found in page.attributes if tag == "a"}
+    several = [trace_tables.artifact(trace_tables.measured(seed), f"{seed}.json") for seed in range(3)]
+    lead = Reader(page_of(*several).partition('<noscript id="parts">')[0])
+    assert "#part-p1" in [found["href"] for tag, found in lead.attributes if tag == "a"]
 
 
 def test_names_are_text_whatever_is_in_them():

@@ -59,3 +59,12 @@ def test_names_become_printable_and_keep_their_ends(name, width):
     short = units.shorten(seen, width)
     assert len(short) <= width
     assert short == seen or seen.endswith(short.partition("…")[2])
+
+
+@pytest.mark.parametrize("text, shown", [
+    ("2026-02-03T09:15:42Z", "2026-02-03 09:15 UTC"), ("2026-02-03T10:15:42+01:00", "2026-02-03 09:15 UTC"),
+    ("2026-02-03T09:15:42", "2026-02-03T09:15:42"), ("3.11.7", "3.11.7"), ("", ""),
+    ("0001-01-01T00:00+14:00", "0001-01-01T00:00+14:00"),
+])  # fmt: skip
+def test_times_are_told_to_the_minute_where_they_are_times(text, shown):
+    assert units.moment(text) == shown
