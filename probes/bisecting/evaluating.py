@@ -15,6 +15,7 @@ from probes.bisecting.question import Question
 from probes.bisecting.recipes import Repeated
 
 Tell = Callable[[str], None]
+GRACE_S = 30.0  # for a program to be stopped, and for what comes before and after it
 
 
 @dataclass(frozen=True)
@@ -82,10 +83,12 @@ class _Evaluations:
                     len(self._flying) < pool.width
                     and likely not in self._flying
                     and likely not in self._journal.answers(phase)
+                    and not self._spent()
                 ):
-                    self._spend()
                     pool.submit(likely)
                     self._flying.add(likely)
+            if not self._flying:
+                raise BudgetSpent
             done = pool.next_done()
             self._flying.discard(done.query)
             self._journal.record(phase, done, self._question.describe(done.query))
@@ -98,10 +101,9 @@ class _Evaluations:
         guesses = search.speculate(self._question.search, self._journal.answers(self._question.phase), width)
         return [query, *(guess for guess in guesses if guess != query)]
 
-    def _spend(self) -> None:
+    def _spent(self) -> bool:
         budget = self._effort.budget
-        if budget is not None and self._journal.evaluations + len(self._flying) >= budget:
-            raise BudgetSpent
+        return budget is not None and self._journal.evaluations + len(self._flying) >= budget
 
     def _open(self) -> Pool:
         if self._pool is None:
@@ -110,19 +112,20 @@ class _Evaluations:
             if effort.repeat > 1:
                 recipe = Repeated(recipe, effort.repeat)
             self._tell("starting")
+            limit = self._limit()
             if effort.dask is not None:
-                self._pool = DaskPool(recipe, effort.dask, timeout_s=effort.timeout)
+                self._pool = DaskPool(recipe, effort.dask, timeout_s=limit)
             else:
-                # A recipe that runs programs of its own stops them when their time is up; ours is then longer.
-                limit = (
-                    None
-                    if effort.timeout is None
-                    else effort.timeout * effort.repeat + (30 if self._question.runs_programs else 0)
-                )
                 self._pool = LocalPool(
                     recipe, effort.jobs, timeout_s=limit, log_folder=self._session.raw, threads=effort.threads
                 )
         return self._pool
+
+    def _limit(self) -> float | None:
+        """Seconds of an evaluation. A recipe that runs programs of its own stops them when their time is up; ours is then longer."""
+        effort = self._effort
+        grace = GRACE_S if self._question.runs_programs else 0.0
+        return None if effort.timeout is None else effort.timeout * effort.repeat + grace
 
     def _progress(self) -> str:
         question = self._question

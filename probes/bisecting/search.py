@@ -70,9 +70,10 @@ def smallest_kept(
     """Apply as many candidates as possible while the answer is `wanted` (with that `signature`, if one is given).
 
     Applying nothing must be wanted; the caller has checked that. Which candidates are measured first:
-    `sensitivity` given: none; they are applied in ascending order of it (those it lacks come last).
     `tolerance` given, and the answers carry values (wanted is PASS, value <= tolerance): groups are, strongest first,
-    and the harmless ones are applied first.
+    and the harmless ones are applied first; with `sensitivity` none are, and as many of the most sensitive are left out
+    as the values ask for.
+    `sensitivity` alone: none; they are applied in ascending order of it (those it lacks come last).
     From the value `destroyed` on nothing adds up any more: single candidates are to blame and are bisected out first.
     Otherwise candidates are applied in the given order, with `scope_first` whole groups before single candidates.
     `groups` part the candidates, by module scope for instance; candidates in none of them count as groups of one.
@@ -86,11 +87,11 @@ def smallest_kept(
         return Found(everything)
     measured: dict[int, float] = {}
     applied, left = NOTHING, tuple(order)
-    if sensitivity is not None:
-        left = tuple(sorted(order, key=lambda c: sensitivity.get(c, math.inf)))
-    elif tolerance is not None and first.value is not None:
-        applied, measured = yield from _rank(facts, arrange(order, groups), tolerance, destroyed)
+    if tolerance is not None and first.value is not None:
+        applied, measured = yield from _rank(facts, arrange(order, groups), tolerance, destroyed, sensitivity or {})
         left = tuple(candidate for candidate in measured if candidate not in applied)
+    elif sensitivity is not None:
+        left = tuple(sorted(order, key=lambda c: sensitivity.get(c, math.inf)))
     elif scope_first:
         applied, left = yield from _scan(facts, arrange(order, groups), NOTHING, facts.is_wanted)
     applied, left = yield from _scan(facts, [(c,) for c in left], applied, facts.is_wanted)
@@ -351,16 +352,22 @@ class _Ranking:
 
 
 def _rank(
-    facts: _Facts, units: Sequence[Unit], tolerance: float, destroyed: float
+    facts: _Facts, units: Sequence[Unit], tolerance: float, destroyed: float, sensitivity: Mapping[int, float]
 ) -> Generator[Ask, Answer, tuple[Query, dict[int, float]]]:
     """Find what can be applied at once because it is harmless, and every candidate's sensitivity, ascending.
 
     With everything applied the answer is known. Candidates that lift its value beyond `destroyed`
-    (to NaN or Inf, at least) are set aside first.
+    (to NaN or Inf, at least) are set aside first. Nothing is measured where `sensitivity` tells it; those it lacks are
+    taken for harmless.
     """
     ranking = _Ranking(facts, tolerance)
     power = _power(facts.known[frozenset().union(*units)])
-    ranking.push(units, power, measured=True)
+    if sensitivity:
+        for unit in units:
+            for candidate in unit:
+                ranking.push([(candidate,)], _square(sensitivity.get(candidate, 0.0)), measured=True)
+    else:
+        ranking.push(units, power, measured=True)
     bound = _square(max(destroyed, tolerance))
     if power > bound:
         yield from ranking.purge(power, bound)

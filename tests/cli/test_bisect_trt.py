@@ -8,6 +8,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,7 +18,8 @@ import onnx
 import pytest
 from onnx import TensorProto, helper
 
-from places import FAKES, ROOT
+from installed import Tools
+from places import DATA, FAKES, ROOT
 from probes import cli
 from probes.bisecting.engines import faults as trt_faults
 from small_models import make_proto, planted_chain
@@ -128,14 +130,18 @@ def test_other_inputs_take_the_engines_and_infer_again(backend):
 
 
 @pytest.mark.slow
-def test_where_the_suspicion_is_too_narrow_the_engine_s_own_tensors_are_looked_at(backend):
-    """The emulation knows of layer 4 alone."""
-    backend.says(overflows=["/layer.9/gain"])
+@pytest.mark.parametrize("fault, builds", [("overflows", 8), ("shy", 10)])
+def test_where_the_suspicion_is_too_narrow_the_engine_s_own_parts_are_looked_at(backend, fault, builds):
+    """The emulation knows of layer 4 alone. What is shy hides where its tensor is an output: its region tells, and half of it."""
+    backend.says(**{fault: ["/layer.9/gain"]})
     code, result = bisect("chain.onnx")
     assert (code, result["culprits"]) == (1, [*CULPRITS, "/layer.9/gain"])
     assert result["certified_minimal"]
-    assert any("whose tensors accuse 2 more" in note for note in result["notes"])
-    assert backend.builds <= 11
+    assert any("too few for the engine, 1 more suspected" in note for note in result["notes"])
+    assert backend.builds <= builds
+    trials = rows("run/raw/trials/trials.jsonl")
+    assert len(trials) == backend.builds
+    assert sum("side by side" in trial["engine"] for trial in trials) == builds - 7
 
 
 @pytest.mark.slow
@@ -155,7 +161,7 @@ def test_an_engine_that_fails_is_unresolved_and_loses_no_evaluation(backend, wha
 
 @pytest.mark.slow
 def test_finite_is_asked_of_engines(backend):
-    backend.says(lowered={"/layer.7/gain": "nan"})
+    backend.says(overflows=["/layer.7/gain"])
     code, result = bisect("chain.onnx", "--fault", "finite")
     assert (code, result["culprits"]) == (1, [*CULPRITS, "/layer.7/gain"])
 
@@ -166,6 +172,43 @@ def test_any_number_of_workers_and_gpus_gives_the_same(backend, gpus):
     backend.says(gpus=gpus)
     _, result = bisect("chain.onnx", "--jobs", 2)
     assert result["culprits"] == CULPRITS
+
+
+def steps_of(run) -> list[str]:
+    return [json.dumps(row["query"]) for row in rows(f"{run}/steps.jsonl")]
+
+
+@pytest.mark.slow
+def test_a_cluster_builds_what_one_process_builds_also_when_it_loses_a_worker(backend):
+    distributed = pytest.importorskip("distributed")
+    backend.says(overflows=["/layer.9/gain"], seconds=0.4)
+    with distributed.LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=None) as cluster:
+        address = cluster.scheduler_address
+        assert bisect("chain.onnx", "--dask", address, "--budget", 4)[0] == 125
+        asked = steps_of("run")
+        kill = threading.Timer(1.0, lambda: os.kill(next(iter(cluster.workers.values())).pid, signal.SIGKILL))
+        kill.start()
+        codes = iter(lambda: cli.run(["bisect", "--resume", "run"]), 1)  # as many evaluations again, and again
+        assert {*codes} <= {125}
+        kill.join()
+    result = json.loads(Path("run/result.json").read_text())
+    assert (result["culprits"], result["certified_minimal"]) == ([*CULPRITS, "/layer.9/gain"], True)
+    assert (result["unresolved"], result["undecided"]) == (0, [])
+    assert steps_of("run")[: len(asked)] == asked
+    assert len(set(steps_of("run"))) == len(steps_of("run"))
+
+
+@pytest.mark.slow
+def test_a_hang_is_the_same_answer_on_a_cluster(backend):
+    distributed = pytest.importorskip("distributed")
+    plugins_model("plugins.onnx")
+    backend.says(present={"/layer.1/plugin": "hang"})
+    with distributed.LocalCluster(
+        n_workers=1, threads_per_worker=2, processes=False, dashboard_address=None
+    ) as cluster:
+        _, result = bisect("plugins.onnx", "--fault", "crash", "--timeout", 4, "--dask", cluster.scheduler_address)
+    assert (result["culprits"], result["certified_minimal"]) == (["/layer.1/plugin"], True)
+    assert result["signatures"]["/layer.1/plugin"] == "timeout at infer"
 
 
 @pytest.mark.slow
@@ -216,15 +259,15 @@ def test_a_search_that_was_killed_goes_on_and_builds_nothing_twice(backend, work
 
 
 @pytest.mark.slow
-def test_a_model_with_plugins_is_suspected_by_two_engines_whose_tensors_are_outputs(backend):
+def test_a_model_with_plugins_is_suspected_by_an_engine_of_its_parts(backend):
     chain = planted_chain(8, (4,))
     chain.graph.node[-1].output[0] = "z"
     chain.graph.node.append(helper.make_node("CustomGeluPluginDynamic", ["z"], ["y"], name="/gelu", type_id=1))
     onnx.save(chain, "gelu.onnx")
     code, result = bisect("gelu.onnx")
     assert (code, result["culprits"], result["certified_minimal"]) == (1, CULPRITS, True)
-    assert any(note.startswith("looked for in an engine") for note in result["notes"])
-    assert backend.builds == 6, "that one, and five as for any other model"
+    assert any("too few for the engine, 2 more suspected" in note for note in result["notes"])
+    assert backend.builds == 6, "one of its parts, and five as for any other model"
 
 
 # crash
@@ -257,6 +300,25 @@ def test_a_plugin_that_fails_in_some_layers_is_named(backend, what):
     assert [node.op_type for node in replaced.graph.node].count("CustomGeluPluginDynamic") == 2
     signature = result["signatures"].get("/layer.1/plugin", "")
     assert {"segv": "signal 11", "cuda": "CUDA_ERROR_ILLEGAL_ADDRESS", "hang": "timeout"}.get(what, "") in signature
+
+
+@pytest.mark.slow
+def test_plugins_with_findings_of_the_sanitizer_are_named(backend, monkeypatch):
+    """Their engines give right results: nothing but the finding tells."""
+    tools = Tools(Path("tools").absolute()).add("compute-sanitizer")
+    tools.set("compute-sanitizer", memcheck=DATA / "sanitizer" / "h100_2025.3_memcheck_oob.xml", asks=True)
+    for name, value in tools.environment.items():
+        monkeypatch.setenv(name, value)
+    plugins_model("plugins.onnx")
+    backend.says(present={"/layer.0/plugin": "finding", "/layer.2/plugin": "finding"})
+    assert bisect("plugins.onnx", "--fault", "crash", out="unchecked")[1]["status"] == "nothing_to_find"
+    code, result = bisect("plugins.onnx", "--fault", "crash", "--sanitize", "memcheck")
+    assert (code, result["culprits"]) == (1, ["/layer.0/plugin", "/layer.2/plugin"])
+    assert result["certified_minimal"]
+    assert set(result["signatures"].values()) == {"memcheck: Invalid __global__ write of size # bytes is out of bounds"}
+    checked = [call for call in tools.calls("compute-sanitizer") if "--tool" in call]
+    assert len(checked) == len(rows("run/raw/trials/trials.jsonl"))
+    assert backend.builds == len(checked), "what was built without the sanitizer is run with it, and not built again"
 
 
 @pytest.mark.slow

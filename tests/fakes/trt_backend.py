@@ -5,7 +5,8 @@ gpus, version, strong, seconds (of a build), log (a line for each build), refuse
 befalls a trial:
 lowered {node: what} where a node is not held in FP32, present {node: what} where it is in the model, fused {tensor: what}
 unless it is materialised, default [kind, value, what] unless that switch is set. What: segv, hang, cuda, memory, build,
-wrong, nan. overflows [node]: what these make does not fit FP16, unless they are held in FP32.
+wrong, nan, finding (of a sanitizer that asks). overflows [node]: what these make does not fit FP16, unless they are held in FP32; shy [node]: the same, unless
+they are outputs as well. A node of a part (`name#2`) is meant by its name.
 """
 
 from __future__ import annotations
@@ -67,6 +68,8 @@ def main() -> int:
             os.kill(os.getpid(), signal.SIGSEGV)
         if what == "hang":
             time.sleep(600)
+        if what == "finding":
+            (result.parent / "finding").touch()
         if what == "cuda":
             tell(
                 error="LaunchFailed", message="f.py:1: cuStreamSynchronize() returned CUDA_ERROR_ILLEGAL_ADDRESS (700)"
@@ -94,8 +97,9 @@ def befalls(trial: Trial) -> list[str]:
     options = trial.options
     held = set(options.layer_precisions)
     lowers = options.precision in ("fp16", "bf16")
-    known = {node.key for node in models.load(trial.source).nodes}
-    told = [what for name, what in ASKED.get("lowered", {}).items() if lowers and name not in held]
+    keys = [node.key for node in models.load(trial.source).nodes]
+    known, free = {bare(key) for key in keys}, {bare(key) for key in keys if key not in held}
+    told = [what for name, what in ASKED.get("lowered", {}).items() if lowers and name in free]
     told += [what for name, what in ASKED.get("present", {}).items() if name in known]
     marked = {*options.outputs, *options.debug_tensors}
     told += [what for name, what in ASKED.get("fused", {}).items() if name not in marked]
@@ -118,7 +122,11 @@ def infer(trial: Trial) -> list[dict]:
     plugins = [node.index for node in model.nodes if trt_plugins.is_plugin(node.proto)]
     proto = trt_plugins.replaced(model, plugins)
     if trial.options.precision == "fp16":
-        overflow(proto, [name for name in ASKED.get("overflows", []) if name not in held])
+        shown = {
+            node.name for node in proto.graph.node if {*node.output} & {value.name for value in proto.graph.output}
+        }
+        overflow(proto, {*ASKED.get("overflows", [])}, held)
+        overflow(proto, {*ASKED.get("shy", [])}, held | shown)
     names = [*model.outputs, *trial.options.outputs]
     for name in trial.options.outputs:
         proto.graph.output.append(helper.make_tensor_value_info(name, TensorProto.FLOAT, None))
@@ -132,18 +140,25 @@ def infer(trial: Trial) -> list[dict]:
     return [dict(zip(names, emulation.run(one, lowered), strict=True)) for one in feeds]
 
 
-def overflow(proto: onnx.ModelProto, names: list[str]) -> None:
+def bare(name: str) -> str:
+    return name.partition("#")[0]
+
+
+def overflow(proto: onnx.ModelProto, names: set[str], but: set[str]) -> None:
     """Scale what these nodes make up and down again."""
-    for name, value in (("fault/up", 2.0**20), ("fault/down", 2.0**-20)):
-        proto.graph.initializer.append(numpy_helper.from_array(np.float32(value), name))
+    if not names:
+        return
+    constants = {"fault/up": 2.0**20, "fault/down": 2.0**-20}
+    if not any(tensor.name in constants for tensor in proto.graph.initializer):
+        proto.graph.initializer.extend(numpy_helper.from_array(np.float32(v), name) for name, v in constants.items())
     nodes = []
     for node in proto.graph.node:
         nodes.append(onnx.NodeProto.FromString(node.SerializeToString()))
-        if node.name in names:
+        if bare(node.name) in names and node.name not in but:
             made = node.output[0]
             nodes[-1].output[0] = f"{made}/raw"
-            nodes.append(helper.make_node("Mul", [f"{made}/raw", "fault/up"], [f"{made}/up"], name=f"{name}/up"))
-            nodes.append(helper.make_node("Mul", [f"{made}/up", "fault/down"], [made], name=f"{name}/down"))
+            nodes.append(helper.make_node("Mul", [f"{made}/raw", "fault/up"], [f"{made}/up"], name=f"{node.name}/up"))
+            nodes.append(helper.make_node("Mul", [f"{made}/up", "fault/down"], [made], name=f"{node.name}/down"))
     del proto.graph.node[:]
     proto.graph.node.extend(nodes)
 

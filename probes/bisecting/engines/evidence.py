@@ -1,151 +1,186 @@
-"""What engines say before a search begins: where in a wrong one the error comes up, and what FP32 costs node by node."""
+"""What engines say before a search begins: who is suspected beyond those that the emulation blames.
+
+Where an engine is wrong with all suspects in FP32, a yes or no a build would take some fifty builds. Three looks tell more:
+- the model cut into regions, each fed what FP32 makes and all of its tensors outputs: one engine shows every value that is
+  lost, since none hides the next;
+- outputs keep layers apart that are fused otherwise, and may hide what is wrong; so the regions are looked at again
+  with nothing marked inside: which of them are wrong?
+- of those that are, copies side by side, in each another share of the nodes lowered: where in the region does it begin?
+None of this is believed: whoever is accused is held in FP32 in an engine of the whole model, which is judged as any other.
+"""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Protocol
 
-import numpy as np
-
-from harness.engines.cache import digest
-from harness.engines.options import BuildOptions
-from harness.errors import UsageError
-from harness.models.inputs import load_samples
 from harness.models.model import Model
-from harness.models.runtime import RunFailed
-from harness.record import Answer, Outcome, number, to_json
+from harness.record import Answer, Outcome
 from harness.workers import Query
-from probes.bisecting import verdicts
 from probes.bisecting.candidates import Candidate
 from probes.bisecting.engines import suspects as trt_suspects
-from probes.bisecting.engines.recipes import Lowering, Tried, Varied, tensors_of
-from probes.bisecting.engines.suspects import Suspicion
-from probes.bisecting.engines.trial import Result
-from probes.bisecting.recipes import scratch
+from probes.bisecting.engines.parts import Nodes, Part, exits, readers_of, regions
+from probes.bisecting.engines.suspects import Errors, Suspicion, accused, with_partners
+from probes.bisecting.engines.witness import Witness
+from probes.bisecting.verdicts import DESTROYED
 
-FORMAT = "evidence 1"  # changes with what is measured, or made of it
-ROUNDS = 4  # engines that are looked into: each shows the first value that is not finite, and hides what comes after
+ROUNDS = 4  # what is held in one may uncover what comes after it in the same region
 Tell = Callable[[str], None]
-Errors = Mapping[str, float]  # tensor -> relative L2 against FP32
+Emulated = Callable[[float], Suspicion]
 
 
-@dataclass(frozen=True)
-class Witness:
-    """Engines of one lowering, asked by themselves. `tensors`: what can be marked as an output, so that it can be looked at."""
-
-    model: Model
-    candidates: Sequence[Candidate]
-    lowering: Lowering
-    recipe: Tried
-    options: BuildOptions
-    tensors: tuple[str, ...]
+class Engines(Protocol):
+    """What can be asked of engines; `Witness` is the real one."""
 
     @property
-    def everything(self) -> Query:
-        return frozenset(candidate.id for candidate in self.candidates)
-
-    def key(self, before: Suspicion) -> str:
-        """The hash of all that a suspicion depends on once engines have spoken."""
-        whole = self.recipe.trial(Varied(self.recipe.model, self.lowering.options(self.options, self.everything)))
-        judged = self.recipe.judged
-        asked = [FORMAT, self.recipe.bench.build_key(whole), judged.policy, judged.tolerance, sorted(self.everything)]
-        return digest(json.dumps([*asked, sorted(before.suspects), before.note]), *whole.samples)
-
-    def costs(self) -> dict[int, float]:
-        """What each candidate's FP32 costs in ns, of two engines that the search asks for as well: it finds them in the cache."""
-        lowered, plain = (self._timed(query) for query in (self.everything, frozenset[int]()))
-        return trt_suspects.costs_of(self.candidates, lowered, plain)
-
-    def errors(self, query: Query) -> Errors:
-        """The error of every tensor in the engine of a query, whose tensors are outputs; none if it does not run.
-
-        Only the errors are kept: all tensors of a model together are large.
-        """
-        options, bench = replace(self.lowering.options(self.options, query), outputs=self.tensors), self.recipe.bench
-        trial = self.recipe.trial(Varied(self.recipe.model, options, self.recipe.samples[:1]))
-        cache = bench.engines
-        key = digest(FORMAT, bench.build_key(trial), *trial.samples)
-        if cache is not None and (known := cache.read(key)) is not None:
-            return {name: float(number(value)) for name, value in known["errors"].items()}
-        with scratch(bench.folder) as folder:
-            result = bench.alone(replace(trial, measure=0), folder / "trial")
-            self._note(query, options, result)
-            if not result.ok:
-                return {}
-            got, plain = result.load()[0], self._plain()
-        found = {name: verdicts.relative_l2(got[name], plain[name]) for name in plain if name in got}
-        if cache is not None and found:
-            cache.write(key, json.loads(to_json({"errors": found})))
-        return found
-
-    def _plain(self) -> Mapping[str, np.ndarray]:
-        """The tensors in FP32: ONNX Runtime's, else those of an engine; none if neither runs."""
-        feeds = load_samples(self.recipe.samples[:1])[0]
-        try:
-            return tensors_of(self.model, self.recipe.without_plugins(self.model), feeds, self.tensors)
-        except (RunFailed, UsageError):
-            options = replace(self.lowering.options(self.options, frozenset()), outputs=self.tensors)
-        with scratch(self.recipe.bench.folder) as folder:
-            trial = self.recipe.trial(Varied(self.recipe.model, options, self.recipe.samples[:1]))
-            result = self.recipe.bench.alone(replace(trial, measure=0), folder / "trial")
-            self._note(frozenset(), options, result)
-            return result.load()[0] if result.ok else {}
-
-    def _timed(self, query: Query) -> Result:
-        options = self.lowering.options(self.options, query)
-        with scratch(self.recipe.bench.folder) as folder:
-            result = self.recipe.bench.run(self.recipe.trial(Varied(self.recipe.model, options)), folder / "trial")
-        self._note(query, options, result)
-        return result
-
-    def _note(self, query: Query, options: BuildOptions, result: Result) -> None:
-        """It is no evaluation: its verdict comes with the search, if that asks for it."""
-        self.recipe.note(query, options, result, Answer(Outcome.UNRESOLVED, None, result.signature))
+    def model(self) -> Model: ...
+    @property
+    def candidates(self) -> Sequence[Candidate]: ...
+    @property
+    def limit(self) -> float: ...
+    @property
+    def beyond(self) -> Collection[str]: ...
+    def judge(self, query: Query) -> Answer: ...
+    def look(self, parts: Sequence[Part], *, watch: bool) -> list[Errors]: ...
 
 
-def measured(witness: Witness, before: Suspicion) -> Suspicion:
-    """Where the error comes up in the engine with everything lowered; as before if nothing is to be seen."""
-    errors = witness.errors(witness.everything)
-    return trt_suspects.from_errors(witness.model, witness.candidates, errors) if errors else before
+def confirmed(witness: Witness, before: Suspicion, emulated: Emulated, tell: Tell) -> Suspicion:
+    """The suspicion held against engines, from the cache if that was done before.
 
-
-def confirmed(witness: Witness, before: Suspicion, tell: Tell) -> Suspicion:
-    """The suspicion held against engines: where one with the suspected in FP32 is wrong, its tensors say who is suspected as well.
-
-    Every engine whose outputs are judged here is one that the search asks for, and then finds in the cache.
+    Every engine whose outputs are judged here is one that the search asks for, and then finds in the cache. `emulated` is
+    the suspicion at another tolerance.
     """
     cache, key = witness.recipe.bench.engines, witness.key(before)
     if (known := trt_suspects.recall(cache, key)) is not None:
         return known
-    suspicion, sure = _held_against(witness, before, tell)
+    suspicion, sure = held_against(witness, before, emulated, tell)
     if sure:
         trt_suspects.keep(cache, key, suspicion)
     return suspicion
 
 
-def _held_against(witness: Witness, before: Suspicion, tell: Tell) -> tuple[Suspicion, bool]:
-    """The suspicion, and whether every engine was judged: a crash may be the machine's."""
-    evaluate, suspicion = witness.recipe.prepare(), before
+def held_against(engines: Engines, before: Suspicion, emulated: Emulated, tell: Tell) -> tuple[Suspicion, bool]:
+    """The suspicion, widened until an engine with the suspects in FP32 is right; and whether every engine could be judged."""
+    everything = frozenset(c.id for c in engines.candidates)
     tell("building an engine with everything lowered")
-    if (whole := evaluate(witness.everything).outcome) is not Outcome.FAIL:
-        return before, whole is Outcome.PASS
+    if (whole := engines.judge(everything)).outcome is not Outcome.FAIL:
+        return before, whole.outcome is Outcome.PASS
+    held, looking = everything & {*before.suspects}, _Looking(engines, everything, tell)
+    latest, answer = before, whole
     for _ in range(ROUNDS):
-        held = frozenset(suspicion.suspects) & witness.everything
-        tell(f"building an engine with the {len(held)} suspected nodes in FP32")
-        if held and (part := evaluate(witness.everything - held).outcome) is not Outcome.FAIL:
-            return suspicion, part is Outcome.PASS
-        tell("it is wrong, too: building one whose tensors are outputs, to see where the error comes up")
-        errors = witness.errors(witness.everything - held)
-        seen = trt_suspects.from_errors(witness.model, witness.candidates, errors)
-        more = frozenset(seen.suspects) & witness.everything - held
+        if held:
+            tell(f"building an engine with the {len(held)} suspected nodes in FP32")
+            answer = engines.judge(everything - held)
+        if answer.outcome is not Outcome.FAIL:
+            break
+        tell("it is wrong, too: looking at its parts, to see where the error comes up")
+        adds_up = bool(latest.error and answer.value and answer.value <= DESTROYED)
+        more = looking.for_more(held, corner=not adds_up)
+        if not more and latest.error and answer.value and adds_up:  # all of it is that much worse than the emulation
+            latest = emulated(engines.limit * latest.error / answer.value)
+            more = everything & {*latest.suspects} - held
         if not more:
-            return suspicion, bool(errors)
-        suspicion = replace(suspicion, suspects=tuple(sorted(held | more)), sensitivity={**suspicion.sensitivity, **_of(seen, more)},
-                            note=f"{before.note}; too few for the engine, whose tensors accuse {len(held | more) - len(before.suspects)} more")  # fmt: skip
-    return suspicion, True
+            break
+        held |= more
+    more = held - {*before.suspects}
+    note = f"{before.note}; too few for the engine, {len(more)} more suspected" if more else before.note
+    told = replace(before, suspects=tuple(sorted(held)), sensitivity=latest.sensitivity or looking.growth, note=note)
+    return told, answer.outcome is not Outcome.UNRESOLVED
 
 
-def _of(seen: Suspicion, more: Query) -> dict[int, float]:
-    """Readers of what is not finite are suspected without a number of their own."""
-    return {candidate: seen.sensitivity[candidate] for candidate in more if candidate in seen.sensitivity}
+class _Looking:
+    """Looks at the parts of one model."""
+
+    def __init__(self, engines: Engines, everything: Query, tell: Tell) -> None:
+        self.engines, self.everything, self.tell = engines, everything, tell
+        self.growth: dict[int, float] = {}
+        self.watch = True
+
+    @cached_property
+    def readers(self) -> Mapping[str, Sequence[int]]:
+        return readers_of(self.engines.model)
+
+    @cached_property
+    def handed(self) -> Mapping[Nodes, Collection[str]]:
+        """By region, what it is judged by. A value that does not fit is judged where it is read: a mask of -1e9 does no harm there."""
+        model, beyond = self.engines.model, {*self.engines.beyond}
+        return {
+            nodes: exits(model, nodes, self.readers) - beyond for nodes in regions(model) if self.everything & {*nodes}
+        }
+
+    def for_more(self, held: Query, *, corner: bool) -> Query:
+        """Who is to blame beside those that are held; none if nothing is to be seen."""
+        parts = [Part(nodes, held & {*nodes}) for nodes in self.handed]
+        if self.watch and (more := self._watched(parts, held)):
+            return more
+        self.watch = False  # what marks hide, they hide the next time as well
+        return self._cornered(parts, held) if corner else frozenset()
+
+    def _watched(self, parts: Sequence[Part], held: Query) -> Query:
+        found: set[int] = set()
+        for part, errors in self._look(parts, watch=True):
+            who, growth = accused(self.engines.model, part.nodes, errors, self.engines.limit, self.readers)
+            self.growth |= {at: value for at, value in growth.items() if at in self.everything}
+            found |= who if self._wrong(part, errors) else set()
+        return self._all_of(found) - held
+
+    def _cornered(self, parts: Sequence[Part], held: Query) -> Query:
+        """In each region that is wrong, the first node that makes it so: the nodes before it may be lowered."""
+        wrong = [part for part, errors in self._look(parts, watch=False) if self._wrong(part, errors)]
+        free = {part.nodes: [n for n in part.nodes if n in self.everything - held] for part in wrong}
+        corners = {nodes: _Corner(order) for nodes, order in free.items() if order}
+        while open_ := {nodes: corner for nodes, corner in corners.items() if not corner.done}:
+            copies = max(1, len(self.engines.model.nodes) // sum(map(len, open_)))  # an engine no larger than the model
+            tries = [(nodes, share) for nodes, corner in open_.items() for share in corner.shares(copies)]
+            parts = [Part(nodes, (held & {*nodes}).union(corners[nodes].order[share:])) for nodes, share in tries]
+            seen = self._look(parts, watch=False)
+            if not seen:
+                return frozenset()
+            for (nodes, share), (part, errors) in zip(tries, seen, strict=True):
+                corners[nodes].learn(share, wrong=self._wrong(part, errors))
+        return self._all_of({corner.first for corner in corners.values()}) - held
+
+    def _all_of(self, found: Collection[int]) -> Query:
+        return self.everything & with_partners(self.engines.model, found, self.engines.beyond, self.readers)
+
+    def _look(self, parts: Sequence[Part], *, watch: bool) -> list[tuple[Part, Errors]]:
+        self.tell(f"building one of {len(parts)} parts, each fed FP32 values")
+        seen = self.engines.look(parts, watch=watch)
+        return list(zip(parts, seen, strict=True)) if seen else []
+
+    def _wrong(self, part: Part, errors: Errors) -> bool:
+        """By what it hands on."""
+        return any(errors[name] > self.engines.limit for name in self.handed[part.nodes] if name in errors)
+
+
+@dataclass
+class _Corner:
+    """A region that is wrong with all of `order` lowered. `good` of them may be, `bad` may not."""
+
+    order: Sequence[int]
+    good: int = 0
+    bad: int = 0
+
+    def __post_init__(self) -> None:
+        self.bad = len(self.order)
+
+    @property
+    def done(self) -> bool:
+        return self.bad - self.good <= 1
+
+    @property
+    def first(self) -> int:
+        return self.order[self.bad - 1]
+
+    def shares(self, copies: int) -> list[int]:
+        """How many are lowered in each copy, evenly between good and bad."""
+        steps = min(copies, self.bad - self.good - 1)
+        return [self.good + (self.bad - self.good) * step // (steps + 1) for step in range(1, steps + 1)]
+
+    def learn(self, share: int, *, wrong: bool) -> None:
+        if wrong:
+            self.bad = min(self.bad, share)
+        elif share < self.bad:
+            self.good = max(self.good, share)

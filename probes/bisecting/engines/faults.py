@@ -26,7 +26,7 @@ from probes.bisecting.engines import plugins as trt_plugins
 from probes.bisecting.engines import repair as trt_repair
 from probes.bisecting.engines import search as trt_search
 from probes.bisecting.engines import suspects as trt_suspects
-from probes.bisecting.engines.evidence import Tell, Witness
+from probes.bisecting.engines.evidence import Tell
 from probes.bisecting.engines.recipes import (
     Change,
     Cutting,
@@ -41,6 +41,7 @@ from probes.bisecting.engines.recipes import (
 )
 from probes.bisecting.engines.suspects import Suspicion
 from probes.bisecting.engines.trial import WORKER, Bench, Trial, refuse, visible_gpus
+from probes.bisecting.engines.witness import Witness
 from probes.bisecting.question import Question
 from probes.bisecting.recipes import Lowered, scratch
 from probes.bisecting.search import Search, smallest_kept
@@ -146,11 +147,13 @@ def _precision(setting: Setting, tell: Tell) -> Question:
     on_cpu = Lowered(
         model.path.absolute(), setting.samples, settings.precision, policy, settings.tolerance, settings.threads
     )
-    tell("emulating on the CPU first")
-    suspicion = trt_suspects.emulated(on_cpu, candidates, setting.cache, costs)
-    if not suspicion.evaluations:  # ONNX Runtime cannot run the model
-        suspicion = trt_evidence.measured(witness, suspicion)
-    suspicion = trt_evidence.confirmed(witness, suspicion, tell)
+
+    def emulated(tolerance: float) -> Suspicion:
+        tell("emulating on the CPU")
+        return trt_suspects.emulated(replace(on_cpu, tolerance=tolerance), candidates, setting.cache, costs)
+
+    suspicion = emulated(settings.tolerance)
+    suspicion = trt_evidence.confirmed(witness, suspicion, emulated, tell)
     known = {c.id for c in candidates}
     suspects = tuple(c for c in suspicion.suspects if c in known)
     return Question(
@@ -178,9 +181,9 @@ def _search(
     settings: Settings, candidates: Sequence[Candidate], suspicion: Suspicion, costs: dict[int, float] | None
 ) -> Callable[[], Search]:  # fmt: skip
     order = [c.id for c in candidates]
-    if suspicion.suspects or suspicion.sensitivity:
-        return partial(trt_search.around, order, suspicion.suspects, suspicion.sensitivity, costs)
     tolerance = settings.tolerance if settings.fault == "precision" else None
+    if suspicion.suspects or suspicion.sensitivity:
+        return partial(trt_search.around, order, suspicion.suspects, suspicion.sensitivity, costs, tolerance)
     return partial(smallest_kept, order, tolerance=tolerance, groups=by_scope(candidates), scope_first=True)
 
 

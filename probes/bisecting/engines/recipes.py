@@ -97,7 +97,7 @@ class Tried:
                 result = self.bench.run(self.trial(varied), folder / "trial")
                 answer = self._answer(result, varied.reference or reference, varied.outputs or names, judge)
                 self._keep_log(result, folder / "trial" / "trial.err")
-            self.note(query, varied.options, result, answer)
+            self.note(query, described(varied.options), result, answer)
             return answer
 
         return evaluate
@@ -151,9 +151,9 @@ class Tried:
         if result.signature is not None and log.is_file():
             log.replace(self.bench.folder / f"failed-{digest(result.signature)[:8]}.err")
 
-    def note(self, query: Query, options: BuildOptions, result: Result, answer: Answer) -> None:
+    def note(self, query: Query, engine: str, result: Result, answer: Answer) -> None:
         """One line a trial, in one write: several workers share the file. What was answered before is no further trial."""
-        row = {"applied": sorted(query), "engine": described(options), "outcome": answer.outcome.value, "error": answer.value, "signature": answer.signature,
+        row = {"applied": sorted(query), "engine": engine, "outcome": answer.outcome.value, "error": answer.value, "signature": answer.signature,
                "latency_ns": result.latency_ns, "build_s": result.facts.get("build_s"), "built": result.built, "cached": result.cached,
                "duration_s": round(result.duration_s, 3)}  # fmt: skip
         same = ("applied", "engine", "outcome")

@@ -6,7 +6,8 @@ import math
 from collections.abc import Collection, Generator, Mapping, Sequence
 
 from harness.record import Answer, Outcome
-from probes.bisecting.search import FINITE, NOTHING, Ask, Found, Query, Search, smallest_kept
+from probes.bisecting.search import FINITE, Ask, Found, Query, Search, smallest_kept
+from probes.bisecting.verdicts import DESTROYED
 
 FEW = 12  # suspects up to this number are asked about one by one: halving would cost more builds
 _CLEAN, _BROKEN = Answer(Outcome.PASS, 0.0), Answer(Outcome.FAIL, math.inf)
@@ -14,26 +15,32 @@ _CLEAN, _BROKEN = Answer(Outcome.PASS, 0.0), Answer(Outcome.FAIL, math.inf)
 
 def around(
     order: Sequence[int], suspects: Collection[int], sensitivity: Mapping[int, float],
-    costs: Mapping[int, float] | None = None,
+    costs: Mapping[int, float] | None = None, tolerance: float | None = None,
 ) -> Search:  # fmt: skip
     """The candidates to keep, where `suspects` are probably all of them: one question whether they are, one for each.
 
-    Where they are not, as many again of the highest `sensitivity` are suspected as well, and then all others are searched,
-    the most sensitive last. With `costs`, what is dearest to keep is tried first, so that among equals the cheap stay.
+    Where they are not, all others are searched, the most sensitive last; with a `tolerance`, errors that add up are met
+    by leaving out as many of the most sensitive as the values ask for. With `costs`, what is dearest to keep is tried
+    first, so that among equals the cheap stay.
     The same promises as those of `smallest_kept`: what is applied was answered PASS, what is kept was asked on top of it.
     """
     everything = frozenset(order)
     whole = yield Ask(everything, ((0.3, _CLEAN), (0.7, _BROKEN)))
     if whole.outcome is Outcome.PASS or not order:
         return Found(everything, sensitivity=sensitivity)
-    held = yield from _enough(order, suspects, sensitivity)
-    applied = everything - held
-    # Those that are probably clean first: what is clean changes the question for all that were asked before.
-    left = sorted(held, key=lambda c: (-costs.get(c, 0.0) if costs else 0.0, sensitivity.get(c, FINITE), c))
+    held = everything & {*suspects}
+    found = yield from _others(order, held, sensitivity, tolerance)
+    applied = found.applied
+
+    def first(candidate: int) -> tuple[float, float, int]:
+        # Those that are probably clean first: what is clean changes the question for all that were asked before.
+        return -costs.get(candidate, 0.0) if costs else 0.0, sensitivity.get(candidate, FINITE), candidate
+
+    left = sorted(held, key=first)
     if len(left) > FEW:
-        found = yield from _on_top(smallest_kept(left, sensitivity=dict.fromkeys(left, 0.0)), applied)
-        applied, left = applied | found.applied, list(found.kept)
-    applied, undecided = yield from _certify(applied, left)
+        narrowed = yield from _on_top(smallest_kept(left, sensitivity=dict.fromkeys(left, 0.0)), applied)
+        applied, left = applied | narrowed.applied, list(narrowed.kept)
+    applied, undecided = yield from _certify(applied, sorted([*left, *found.kept], key=first))
     place = {candidate: number for number, candidate in enumerate(order)}
     kept = tuple(sorted(everything - applied, key=place.__getitem__))
     return Found(applied, kept, tuple(c for c in kept if c in undecided), sensitivity)
@@ -62,20 +69,17 @@ def first_cure(order: Sequence[int], groups: Sequence[Collection[int]] = ()) -> 
     return Found(excluded | found.applied, found.kept, found.undecided)
 
 
-def _enough(
-    order: Sequence[int], suspects: Collection[int], sensitivity: Mapping[int, float]
-) -> Generator[Ask, Answer, Query]:
-    """A set that, kept, leaves nothing wrong: the suspects; with as many of the most sensitive; else with those that a
-    search among all others finds."""
-    everything, held = frozenset(order), frozenset(suspects) & frozenset(order)
-    ranked = sorted(everything - held, key=lambda c: (-sensitivity.get(c, 0.0), c))
-    for wider in dict.fromkeys((held, held.union(ranked[: len(held)]))):
-        if NOTHING < wider < everything:
-            answer = yield Ask(everything - wider, ((0.8, _CLEAN), (0.2, _BROKEN)))
-            if answer.outcome is Outcome.PASS:
-                return wider
-    found = yield from smallest_kept(ranked[::-1], sensitivity=dict.fromkeys(ranked, 0.0))
-    return held.union(found.kept)
+def _others(
+    order: Sequence[int], held: Query, sensitivity: Mapping[int, float], tolerance: float | None
+) -> Generator[Ask, Answer, Found]:
+    """Which of those that are not `held` must be kept as well: none, if the suspicion is right."""
+    others = [candidate for candidate in order if candidate not in held]
+    if held and others:
+        answer = yield Ask(frozenset(others), ((0.8, _CLEAN), (0.2, _BROKEN)))
+        if answer.outcome is Outcome.PASS:
+            return Found(frozenset(others))
+    known = {candidate: sensitivity.get(candidate, 0.0) for candidate in others}
+    return (yield from smallest_kept(others, tolerance=tolerance, destroyed=DESTROYED, sensitivity=known))
 
 
 def _on_top(search: Search, applied: Query) -> Generator[Ask, Answer, Found]:

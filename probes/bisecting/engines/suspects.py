@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 import math
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from harness.engines.cache import EngineCache, digest
@@ -21,18 +21,24 @@ from probes.bisecting.engines.trial import Result
 from probes.bisecting.recipes import Lowered
 from probes.bisecting.search import drive, smallest_kept
 
-FORMAT = "suspicion 1"  # changes with what the emulation or the search would answer
+FORMAT = "suspicion 2"  # changes with what the emulation or the search would answer
 CHEAPEST_NS = 1.0
+Errors = Mapping[str, float]  # tensor -> relative L2 against FP32
+Readers = Mapping[str, Sequence[int]]
 
 
 @dataclass(frozen=True)
 class Suspicion:
-    """Candidates that are probably to blame, and what lowering each alone did (relative L2), where that was measured."""
+    """Candidates that are probably to blame, and what lowering each alone did (relative L2), where that was measured.
+
+    error: what is left with all others lowered, as the emulation has it.
+    """
 
     suspects: tuple[int, ...] = ()
     sensitivity: Mapping[int, float] = field(default_factory=dict)
     evaluations: int = 0
     note: str = ""
+    error: float | None = None
 
 
 def emulated(
@@ -60,13 +66,13 @@ def recall(cache: EngineCache | None, key: str) -> Suspicion | None:
     if known is None:
         return None
     sensitivity = {int(name): float(number(value)) for name, value in known["sensitivity"].items()}
-    return Suspicion(tuple(known["suspects"]), sensitivity, known["evaluations"], known["note"])
+    return Suspicion(tuple(known["suspects"]), sensitivity, known["evaluations"], known["note"], number(known["error"]))
 
 
 def keep(cache: EngineCache | None, key: str, made: Suspicion) -> None:
     if cache is not None:
         document = {"suspects": list(made.suspects), "sensitivity": dict(made.sensitivity),
-                    "evaluations": made.evaluations, "note": made.note}  # fmt: skip
+                    "evaluations": made.evaluations, "note": made.note, "error": made.error}  # fmt: skip
         cache.write(key, json.loads(to_json(document)))
 
 
@@ -92,44 +98,45 @@ def _search(
         worth = {c: found.sensitivity.get(c, 0.0) / math.sqrt(max(costs.get(c, 0.0), CHEAPEST_NS)) for c in order}
         cheaper = drive(smallest_kept(order, sensitivity=worth), ask)
         if _cost(cheaper.kept, costs) < _cost(found.kept, costs):
-            return _told(cheaper.kept, found.sensitivity, len(answers))
-    return _told(found.kept, found.sensitivity, len(answers))
-
-
-def _told(kept: Sequence[int], sensitivity: Mapping[int, float], evaluations: int) -> Suspicion:
-    note = f"emulated on the CPU first ({evaluations} evaluations, no build): {len(kept)} suspected"
-    return Suspicion(tuple(kept), dict(sensitivity), evaluations, note)
+            found = replace(cheaper, sensitivity=found.sensitivity)
+    note = f"emulated on the CPU first ({len(answers)} evaluations, no build): {len(found.kept)} suspected"
+    left = answers.get(found.applied)
+    return Suspicion(found.kept, dict(found.sensitivity), len(answers), note, left.value if left else None)
 
 
 def _cost(kept: Sequence[int], costs: Mapping[int, float]) -> float:
     return sum(costs.get(candidate, 0.0) for candidate in kept)
 
 
-def from_errors(model: Model, candidates: Sequence[Candidate], errors: Mapping[str, float]) -> Suspicion:
-    """What the tensors of an engine say, each with its error (relative L2 against FP32).
+def accused(
+    model: Model, nodes: Iterable[int], errors: Errors, limit: float, readers: Readers
+) -> tuple[set[int], dict[int, float]]:
+    """Whom the tensors of an engine accuse, each with its error (relative L2 against FP32); what is not there is right.
 
-    Where a value first ceases to be finite, the node that makes it and those that read it are suspected; a candidate's
-    sensitivity is how much the error grows from its inputs to its outputs.
+    A node is accused if the error grows by more than `limit` from its inputs to its outputs, or first ceases to be finite
+    there, unless those who read it get right what they make of it. Beside them by how much each node's error grows.
     """
-    sensitivity: dict[int, float] = {}
-    suspects: set[int] = set()
-    readers: dict[str, list[int]] = defaultdict(list)
-    for node in model.nodes:
-        for name in reads(node.proto):
-            readers[name].append(node.index)
-    known = {c.id for c in candidates}
-    for at in sorted(known):
-        proto = model.nodes[at].proto
-        made = {name: errors[name] for name in proto.output if name in errors}
-        before = max((errors[name] for name in reads(proto) if name in errors), default=0.0)
-        broken = [name for name, error in made.items() if math.isinf(error)]
-        if broken and math.isfinite(before):
-            suspects |= {at, *(reader for name in broken for reader in readers[name] if reader in known)}
-            sensitivity[at] = math.inf
-        elif made and math.isfinite(before):
-            sensitivity[at] = max(0.0, max(made.values()) - before)
-    note = f"looked for in an engine whose tensors are outputs: {len(suspects)} suspected"
-    return Suspicion(tuple(sorted(suspects)), sensitivity, 1, note)
+    found: set[int] = set()
+    growth: dict[int, float] = {}
+    for at in nodes:
+        made = {name: errors[name] for name in model.nodes[at].proto.output if name in errors}
+        before = max((errors[name] for name in reads(model.nodes[at].proto) if name in errors), default=0.0)
+        if not made or not math.isfinite(before):
+            continue  # what reads values that are not finite says nothing of itself
+        growth[at] = max(0.0, max(made.values()) - before)
+        after = [errors[out] for name in made for reader in readers.get(name, ()) for out in model.nodes[reader].proto.output if out in errors]  # fmt: skip
+        if growth[at] > limit and max(after, default=math.inf) > limit:
+            found.add(at)
+    return found, growth
+
+
+def with_partners(model: Model, nodes: Collection[int], beyond: Collection[str], readers: Readers) -> set[int]:
+    """These, and where they make or read a value that the lower precision cannot hold, who reads and makes it with them."""
+    makers = {name: node.index for node in model.nodes for name in node.proto.output}
+    protos = [model.nodes[at].proto for at in nodes]
+    after = {reader for proto in protos for name in proto.output if name in beyond for reader in readers[name]}
+    before = {makers[name] for proto in protos for name in reads(proto) if name in beyond and name in makers}
+    return {*nodes, *after, *before}
 
 
 def costs_of(candidates: Sequence[Candidate], lowered: Result, plain: Result) -> dict[int, float]:

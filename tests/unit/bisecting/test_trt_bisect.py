@@ -33,6 +33,7 @@ from probes.bisecting.candidates import from_nodes
 from probes.bisecting.engines import plugins as trt_plugins
 from probes.bisecting.engines import suspects as trt_suspects
 from probes.bisecting.engines.faults import changes_of, routes_of
+from probes.bisecting.engines.parts import readers_of
 from probes.bisecting.engines.recipes import Change, Lowering, Materialising, Switching, Tried, described, frozen
 from probes.bisecting.engines.search import around, first_cure
 from probes.bisecting.engines.trial import Bench, Result, Trial, _ended, signature, visible_gpus
@@ -313,16 +314,21 @@ def test_a_model_that_cannot_be_emulated_leaves_no_suspicion(tmp_path):
     assert "no suspicion" in told.note
 
 
-def test_where_values_cease_to_be_finite_their_maker_and_its_readers_are_suspected():
+def test_where_values_cease_to_be_finite_their_maker_is_accused_and_with_it_who_reads_what_does_not_fit():
     model = from_proto(planted_chain(4, (2,)), Path("m.onnx"))
-    names = [node.proto.output[0] for node in model.nodes]
+    names, readers = [node.proto.output[0] for node in model.nodes], readers_of(model)
     at = names.index("/layer.2/up:out")
     errors = {name: 1.001 ** (n + 1) - 1 if n < at else math.inf for n, name in enumerate(names)}
-    told = trt_suspects.from_errors(model, from_nodes(model, range(len(names))), errors)
-    assert [model.nodes[i].key for i in told.suspects] == ["/layer.2/up", "/layer.2/down"]
-    assert told.sensitivity[at] == math.inf
-    assert told.sensitivity[0] == pytest.approx(1e-3)
-    assert at + 2 not in told.sensitivity, "what reads values that are not finite says nothing of itself"
+    found, growth = trt_suspects.accused(model, range(len(names)), errors, 0.5, readers)
+    assert found == {at}
+    assert (growth[0], growth[at]) == (pytest.approx(1e-3), math.inf)
+    assert at + 2 not in growth, "what reads values that are not finite says nothing of itself"
+    assert trt_suspects.with_partners(model, found, {names[at]}, readers) == {at, at + 1}
+    assert trt_suspects.with_partners(model, {at + 1}, {names[at]}, readers) == {at, at + 1}
+    swallowed = {**errors, **dict.fromkeys(names[at + 1 :], 0.0)}
+    assert trt_suspects.accused(model, range(len(names)), swallowed, 0.5, readers)[0] == set(), (
+        "its reader gets it right"
+    )
 
 
 def test_time_is_shared_by_the_nodes_of_a_layer():
