@@ -15,7 +15,7 @@ from probes.reading import read
 from probes.reporting import plain
 from probes.screen import Shown, table
 from reports import units
-from reports.collect import Collection
+from reports.collect import Collection, present
 from reports.pages import diff as diff_page
 from reports.tables import comparison
 from reports.tables.repetitions import LEVELS, gather
@@ -25,6 +25,10 @@ _NUMBER = re.compile(r"(\d+(?:\.\d*)?|\.\d+)\s*(%?)")
 _TOLD = ("versions", "gpu", "driver", "clocks", "flavour", "device")  # of a manifest: what may explain a difference
 MOST_CHANGES = 20  # of a level, on the screen
 _CLOCK = 0.02  # clocks may wander by so much
+ONE_RUN = (
+    f"a run differs from the next by its clocks and its place in memory: with {comparison.ENOUGH} or more of them a side"
+    " (probe diff A1,A2,A3,A4 B1,B2,B3,B4) that is told apart from a change"
+)
 
 
 @dataclass(frozen=True)
@@ -33,6 +37,11 @@ class Compared:
 
     document: dict[str, Any]
     tables: dict[str, pd.DataFrame]
+    runs: tuple[int, int]  # of each side
+
+    @property
+    def changed(self) -> bool:
+        return any(self.document["verdicts"].get(verdict) for verdict in (comparison.SLOWER, comparison.FASTER))
 
     @property
     def exit_code(self) -> int:
@@ -76,7 +85,7 @@ def diff(before: str, after: str, threshold: float, html: Path | None = None, te
         raise ProbeError("there is nothing to compare: the two sides hold no repeated durations of the same kind",
                          hint="probe report on each side shows what it holds")  # fmt: skip
     warnings = list(differences(*sides))
-    made = Compared(document(before, after, threshold, tables, warnings), tables)
+    made = Compared(document(before, after, threshold, tables, warnings), tables, (len(sides[0]), len(sides[1])))
     if html is not None:
         diff_page.write(made.document, tables, html)
     return made
@@ -94,16 +103,20 @@ def show(made: Compared, html: Path | None) -> Shown:
     yield from (f"not the same on both sides: {warning}" for warning in made.document["warnings"])
     for level, rows in made.changes():
         yield table((level, "verdict", "change", "95 % interval", "before", "after"), rows)
+    if made.changed and min(made.runs) < comparison.ENOUGH:
+        yield ONE_RUN
     if html is not None:
         yield f"report: {html}"
 
 
 def sessions(text: str) -> list[Path]:
     """A path, or several with commas between; a folder of session folders stands for all of them."""
-    named = [Path(text)] if Path(text).exists() or "," not in text else [Path(part) for part in text.split(",") if part]
-    for path in named:
-        if not path.exists():
-            raise UsageError(f"{path} does not exist", hint="check the path, and the folder that this is typed in")
+    try:
+        named = [present(Path(text))]
+    except UsageError:
+        if "," not in text:
+            raise
+        named = [present(Path(part)) for part in text.split(",") if part]
     return [session for path in named for session in _inside(path)]
 
 

@@ -19,7 +19,7 @@ from harness.record import Session
 from probes.reading import read
 from reports import perfetto, units
 from reports.artifact import Artifact
-from reports.collect import Collection
+from reports.collect import Collection, present
 from reports.pages import page
 from reports.pages import profile as profile_page
 from reports.tables import origins
@@ -49,6 +49,8 @@ class Reported:
 def report(wanted: Wanted, tell: Tell = lambda _: None, *, only_json: bool = False) -> Reported:
     """Read everything, write what is wanted. `only_json`: the document is what was asked for, no page by default."""
     _check(wanted)
+    for path in wanted.paths:
+        present(path)
     if (session := _bisection(wanted.paths)) is not None and wanted.tables is wanted.perfetto is None and not only_json:
         return _bisect_page(session, wanted.html, tell)
     collection = read(wanted.paths, tell)

@@ -44,10 +44,22 @@ class Collection:
         """
         found = [artifact for artifact in self.artifacts if name in artifact.tables]
         if not found:
-            raise UsageError(f"there is no table {name!r} here: expected one of {', '.join(self.rows()) or 'none at all'}")
+            known = ", ".join(self.rows()) or "none at all"
+            raise UsageError(f"there is no table {name!r} here: expected one of {known}")
         sources = np.repeat([str(artifact.path) for artifact in found], [len(one.tables[name]) for one in found])
         frame = found[0].tables[name] if len(found) == 1 else _joined(name, [one.tables[name] for one in found])
         return pd.concat([pd.Series(pd.Categorical(sources), name="source"), frame], axis=1)
+
+
+def present(path: Path) -> Path:
+    """The path, if there is a file or a folder; UsageError if not, also for a name that no file system takes."""
+    try:
+        path.stat()
+    except (OSError, ValueError) as error:
+        why = error.strerror if isinstance(error, OSError) and not isinstance(error, FileNotFoundError) else None
+        told = f"{path} cannot be opened: {why}" if why else f"{path} does not exist"
+        raise UsageError(told, hint="check the path, and the folder that this is typed in") from error
+    return path
 
 
 def collect(paths: Sequence[Path], tell: Tell = lambda _: None) -> Collection:
@@ -60,9 +72,7 @@ def collect(paths: Sequence[Path], tell: Tell = lambda _: None) -> Collection:
     manifests: list[dict[str, Any]] = []
     left_out: list[str] = []
     results: list[dict[str, Any]] = []
-    for path in paths:
-        if not path.exists():
-            raise UsageError(f"{path} does not exist", hint="check the path, and the folder that this is typed in")
+    for path in map(present, paths):
         if path.is_dir():
             artifacts += _folder(path, left_out, tell)
         else:
@@ -95,6 +105,7 @@ def _result(session: Session, left_out: list[str]) -> list[dict[str, Any]]:
 def _folder(folder: Path, left_out: list[str], tell: Tell) -> list[Artifact]:
     """Everything readable in a folder: one unreadable file does not hide the others, but is told."""
     artifacts = []
+    way = "probe report FILE"
     before = len(left_out)
     session = (folder / "manifest.json").is_file()
     for path in _files(folder):
@@ -107,10 +118,11 @@ def _folder(folder: Path, left_out: list[str], tell: Tell) -> list[Artifact]:
             if session and twins.is_log(path):
                 continue
             left_out.append(f"{path.relative_to(folder)} was left out: {str(error).removeprefix(f'{path}: ')}")
+            way = error.hint or way
     if not artifacts:
         unknown = len(left_out) - before
         got = f"{unknown} files of other kinds" if unknown else "no files"
-        raise ParseError(folder, "folder", "at least one file that a reader knows", got, hint="probe report FILE")
+        raise ParseError(folder, "folder", "at least one file that a reader knows", got, hint=way)
     return ties.apply(folder / "raw", twins.combine(artifacts)) if session else artifacts
 
 

@@ -19,6 +19,10 @@ Columns = Mapping[str, str]
 TABLES: dict[str, Columns] = {}
 
 
+class Misfit(ValueError):
+    """A value that its column cannot hold: says which table and column, the type expected, and what came."""
+
+
 def declare(name: str, /, **columns: str) -> None:
     """Add a table; a second declaration of the same name is a mistake."""
     if name in TABLES:
@@ -62,13 +66,20 @@ def _column(name: str, frame: pd.DataFrame, column: str, dtype: str) -> Any:
     if column not in frame.columns:
         if EMPTY[dtype] is ...:
             raise ValueError(f"table {name} lacks column {column}")
-        values: Any = [EMPTY[dtype]] * len(frame)
-    else:
-        values = frame[column]
+        return _lacking(dtype, len(frame))
     try:
-        return _cast(values, dtype)
+        return _cast(frame[column], dtype)
     except (TypeError, ValueError, OverflowError) as error:
-        raise ValueError(f"table {name}, column {column}: expected {dtype}, got {error}") from error
+        raise Misfit(f"table {name}, column {column}: expected {dtype}, got {error}") from error
+
+
+def _lacking(dtype: str, rows: int) -> Any:
+    """A column in which every value is missing. Zeros that nobody touches take no memory."""
+    if dtype == "Int64":
+        return pd.arrays.IntegerArray(np.zeros(rows, np.int64), np.ones(rows, np.bool_))
+    if dtype == "category":
+        return pd.Categorical.from_codes(np.full(rows, -1, np.int8), pd.Index([], dtype=object))
+    return _cast([EMPTY[dtype]] * rows, dtype)
 
 
 def _cast(values: Any, dtype: str) -> Any:
@@ -96,13 +107,11 @@ def _whole(values: Any) -> Any:
 
 
 def _tuples(values: Any) -> np.ndarray[Any, np.dtype[np.object_]]:
-    given = values.to_numpy(dtype=object) if isinstance(values, pd.Series) else values
-    items = list(given)
-    out = np.empty(len(items), dtype=object)
-    if set(map(type, items)) != {tuple}:
-        items = [() if value is None or value is pd.NA or value != value else tuple(value) for value in items]
-    out[:] = items
-    return out
+    given = np.empty(len(values), dtype=object)
+    given[:] = values
+    if set(map(type, given)) != {tuple}:
+        given[:] = [() if value is None or value is pd.NA or value != value else tuple(value) for value in given]
+    return given
 
 
 declare(
@@ -277,6 +286,7 @@ declare(
     launch_id="Int64",
     layer="string",
     onnx_nodes="tuple",
+    inferred_nodes="tuple",
 )
 declare(
     "device_log",
@@ -480,7 +490,7 @@ declare(
     matched_by="category",
     count_before="int64",
     count_after="int64",
-    used_before="int64",  # repetitions that are left after thinning out: what the statistics rest on
+    used_before="int64",  # how many independent repetitions they are worth: what the statistics rest on
     used_after="int64",
     median_before_ns="float64",
     median_after_ns="float64",

@@ -18,14 +18,19 @@ _MARKS = (
     (codecs.BOM_UTF16_LE, "utf-16-le"),  # what `>` writes in PowerShell
     (codecs.BOM_UTF16_BE, "utf-16-be"),
 )
+BLANK = b"\0 \t\r\n\xef\xbb\xbf\xff\xfe"  # byte order marks among them
 _COLOURS = re.compile(r"\x1b\[[0-9;]*[A-Za-z]")
 
 
 def decode(data: bytes) -> str:
-    """Text of bytes in whatever encoding their mark says, else UTF-8; what is neither becomes U+FFFD."""
+    """Text of bytes in whatever encoding their mark says, else UTF-8; what is neither becomes U+FFFD. UTF-16 without its
+    mark (the rest of a file, or a program's own) is known by the zeros in every other byte."""
     for mark, encoding in _MARKS:
         if data.startswith(mark):
             return data[len(mark) :].decode(encoding, errors="replace")
+    for first, encoding in ((1, "utf-16-le"), (0, "utf-16-be")):
+        if (half := data[first:200:2]).count(0) > len(half) // 2 >= 4:
+            return data.decode(encoding, errors="replace")
     return data.decode("utf-8", errors="replace")
 
 
@@ -37,7 +42,7 @@ def read_bytes(path: Path, expected: str) -> bytes:
         raise ArtifactMissing(f"{path} does not exist") from error
     except OSError as error:
         raise ParseError(path, "file", f"a file with {expected}", error.strerror or type(error).__name__) from error
-    if not data.strip(b"\0 \t\r\n"):
+    if not (data[:99].strip(BLANK) or data.strip(BLANK)):  # which copies the data
         raise ParseError(path, "content", expected, "0 bytes" if not data else f"{len(data)} bytes, all blank")
     return data
 

@@ -19,8 +19,9 @@ import pandas as pd
 
 from harness.errors import ParseError
 from reports.artifact import Artifact
+from reports.readers.decoding import decode, read_bytes
 from reports.readers.ncu_tables import Cells, Launch, Triple, ints, kernel_name, summary, tables
-from reports.readers.ncu_text import COMMON, LONG, Block, blocks, decode, parse_ranges, split_row
+from reports.readers.ncu_text import COMMON, LONG, Block, blocks, parse_ranges, split_row
 from reports.readers.ncu_units import MISSING, NumberFormat, base_unit, number_format, parse_number, parse_numbers
 
 MARKS = (b'"Process ID","', b'"Kernel Name","', b"==PROF==", b"Kernel Name,")
@@ -37,7 +38,6 @@ FAILURES = {
     "The application returned an error code": "run the program without ncu first",
     "==ERROR==": "see what ncu printed",
 }
-BLANK = b"\0 \t\r\n\xef\xbb\xbf\xff\xfe"
 AS_CSV = "print the report with `ncu --import FILE --csv --page raw`"
 
 
@@ -93,11 +93,7 @@ def read(path: Path) -> Artifact:
 
 def gather(path: Path) -> tuple[Found, str]:
     """What every block of the file holds, numbers in base units, and the file's text."""
-    data = path.read_bytes()
-    if not (data[:99].strip(BLANK) or data.strip(BLANK)):
-        raise ParseError(path, "file", "CSV of ncu", "an empty file")
-    text = decode(data)
-    del data
+    text = decode(read_bytes(path, "CSV of ncu"))
     found = Found()
     header: tuple[str, ...] | None = None
     for block in blocks(text):

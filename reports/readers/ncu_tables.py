@@ -83,8 +83,9 @@ def innermost(ranges: Sequence[Range]) -> str | None:
 
 def codes(values: Iterable[str | None]) -> Any:
     """A category column, its categories in order of appearance."""
-    values = list(values)
-    return pd.Categorical(values, categories=list(dict.fromkeys(value for value in values if value is not None)))
+    places: dict[str, int] = {}
+    found = [-1 if value is None else places.setdefault(value, len(places)) for value in values]
+    return _category(np.array(found, dtype=np.int64), list(places))
 
 
 def tables(
@@ -128,7 +129,7 @@ def _metrics(launches: Sequence[Launch], cells: Cells) -> pd.DataFrame:
 
 def _category(indices: Numbers, names: Any) -> Any:
     """A category column out of indices that are known to be right: checking millions takes a while."""
-    return pd.Categorical.from_codes(indices, categories=pd.Index(names), validate=False)
+    return pd.Categorical.from_codes(indices, categories=pd.Index(names, dtype=object), validate=False)
 
 
 def _launches(launches: Sequence[Launch], metrics: pd.DataFrame, texts: Sequence[tuple[int, str, str]]) -> pd.DataFrame:

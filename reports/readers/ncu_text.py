@@ -46,15 +46,6 @@ class Block:
         return LONG in self.header
 
 
-def decode(data: bytes) -> str:
-    """The text of a file of ncu's, with a byte order mark or without, and of a PowerShell redirection (UTF-16)."""
-    if data.startswith((b"\xff\xfe", b"\xfe\xff")):
-        return data.decode("utf-16", errors="replace")
-    if data[1:200:2].count(0) > len(data[1:200:2]) // 2:
-        return data.decode("utf-16-le", errors="replace")
-    return data.decode("utf-8-sig", errors="replace")
-
-
 def split_row(line: str) -> list[str]:
     """The fields of one line of CSV."""
     if line.startswith('"') and line.endswith('"') and '""' not in line:

@@ -6,6 +6,7 @@ environment, its users or its hosts are not read.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from harness.errors import ParseError
 from reports.artifact import Artifact
 from reports.columns import TABLES, validate
 from reports.readers import nsys_events as events
-from reports.readers._sqlite import MAGIC, Database, Integers
+from reports.readers._sqlite import MAGIC, Database
 from reports.readers.nsys_events import Calls, Ints, Spans
 from reports.readers.nsys_launches import MYELIN, TENSORRT, Launches, Moments, named, onnx_nodes
 from reports.readers.nsys_summary import remarks, summarise
@@ -24,6 +25,7 @@ from reports.tables.attribution import NONE, Ranges
 from reports.tables.origins import ties
 from reports.tables.templating import templated
 
+NVPROF = "CUPTI_ACTIVITY_KIND_CONCURRENT_KERNEL"  # its kernels; those of nsys are in a table without this word
 REPORTS = (".nsys-rep", ".qdrep", ".qdstrm")
 META = ("META_DATA_EXPORT", "EXPORT_META_DATA")
 META_KEPT = ("EXPORT_PRODUCT_", "EXPORT_SCHEMA_", "EXPORT_PLATFORM", "EXPORT_ARCH")  # not the host, not the user
@@ -56,6 +58,10 @@ def read(path: Path) -> Artifact:
     with Database(path) as database:
         if not _is_export(database):
             raise ParseError(path, "schema", "the tables of an nsys export", _some(sorted(database.tables)))
+        if NVPROF in database.tables:
+            raise ParseError(
+                path, "schema", "an export of nsys", "one of nvprof", hint="nsys profile --trace cuda,nvtx ..."
+            )
         try:
             return _artifact(database)
         except (ValueError, OverflowError) as error:
@@ -104,8 +110,18 @@ def _artifact(database: Database) -> Artifact:
         tool_version=dict(meta).get("EXPORT_PRODUCT_VERSION"),
         tables=tables,
         summary=summarise(tables, launches, moments, spans),
-        notes=tuple(remarks(calls, launches, spans)),
+        notes=(*_gaps(database), *remarks(calls, launches, spans)),
     )
+
+
+def _gaps(database: Database) -> Iterator[str]:
+    """What no export of nsys lacks: something else has been at the file, or a version writes otherwise."""
+    if "StringIds" not in database.tables:
+        yield "the export has no table StringIds: names are missing"
+    for table, columns in events.NEEDED.items():
+        lost = set(columns) - set(database.tables[table].columns) if table in database.tables else set()
+        if lost:
+            yield f"{table} has no column {', '.join(sorted(lost))}: what it would say is missing"
 
 
 def _fitted(name: str, frame: pd.DataFrame) -> pd.DataFrame:
@@ -118,7 +134,7 @@ def _frame(columns: dict[str, Any]) -> pd.DataFrame:
 
 def _rows(rows: Ints) -> Any:
     """Row numbers as they are shown: missing for `NONE`."""
-    return pd.arrays.IntegerArray(rows, rows == NONE)
+    return pd.arrays.IntegerArray(np.ascontiguousarray(rows), rows == NONE)
 
 
 def _launched(launches: Launches, calls: Calls, spans: Spans) -> pd.DataFrame:
@@ -146,8 +162,6 @@ def _launched(launches: Launches, calls: Calls, spans: Spans) -> pd.DataFrame:
 
 def _ranges(spans: Spans, ranges: Ranges) -> pd.DataFrame:
     process_id, thread_id = events.numbers_of(spans.thread)
-    end = spans.end_thread
-    elsewhere = ~end.missing & (end.values != spans.thread)
     return _frame(
         {
             "range_id": np.arange(len(spans.start)),
@@ -159,7 +173,7 @@ def _ranges(spans: Spans, ranges: Ranges) -> pd.DataFrame:
             "category": spans.category,
             "process_id": process_id,
             "thread_id": thread_id,
-            "end_thread_id": events.integer_array(Integers(end.values & 0xFFFFFF, ~elsewhere)),
+            "end_thread_id": events.integer_array(spans.end_thread),
             "depth": ranges.depths,
             "start_ns": spans.start,
             "end_ns": spans.closed,

@@ -22,6 +22,11 @@ KERNEL, RUNTIME, NVTX = "CUPTI_ACTIVITY_KIND_KERNEL", "CUPTI_ACTIVITY_KIND_RUNTI
 MEMCPY, MEMSET = "CUPTI_ACTIVITY_KIND_MEMCPY", "CUPTI_ACTIVITY_KIND_MEMSET"
 GRAPH_TRACE, GRAPH_NODES = "CUPTI_ACTIVITY_KIND_GRAPH_TRACE", "CUDA_GRAPH_NODE_EVENTS"
 
+NEEDED = {
+    KERNEL: ("end", "correlationId", "demangledName"), RUNTIME: ("end", "correlationId", "globalTid", "nameId"),
+    NVTX: ("end", "globalTid"), MEMCPY: ("end", "bytes", "copyKind"), MEMSET: ("end", "bytes"),
+}  # fmt: skip
+
 PUSH_POP, START_END, MARK, CATEGORY, DOMAIN = (59, 70), (60, 71), 34, 33, 75
 COPY_KINDS = {
     0: "unknown", 1: "HtoD", 2: "DtoH", 3: "HtoA", 4: "AtoH", 5: "AtoA", 6: "AtoD", 7: "DtoA", 8: "DtoD", 9: "HtoH",
@@ -84,6 +89,7 @@ class Ops:
     correlation: Integers
     node: Integers  # of the CUDA graph, if it was launched through one
     columns: dict[str, Any]
+    untimed: int = 0  # how many have no end, or one before their start: they last no time
 
     @property
     def last(self) -> int:
@@ -120,7 +126,7 @@ class Spans:
     start: Ints
     end: Ints
     thread: Ints
-    end_thread: Integers
+    end_thread: Integers  # as the system numbers it; missing where the range ended on the thread that it began on
     open: Bools
     domain: pd.Categorical
     name: pd.Categorical
@@ -230,6 +236,7 @@ def read_memory(database: Database) -> Ops:
     codes = np.searchsorted(np.array(kinds, dtype=np.int64), parts[0]["copyKind"].values)
     kind = categorical(np.append(codes, np.full(parts[1].count, len(kinds))).astype(np.int64), words)
     both = _stacked(parts)
+    _check_sum(both, "bytes", both["bytes"].values)
     return _ops(both, {**both.nullable(OF_COPY), "kind": kind}, both["graphNodeId"])
 
 
@@ -277,7 +284,7 @@ def read_nvtx(database: Database, strings: Strings) -> tuple[Spans, pd.DataFrame
         start=start[ranges],
         end=np.where(ends.missing, FOREVER, ends.values)[ranges],
         thread=thread[ranges],
-        end_thread=Integers(rows["endGlobalTid"].values[ranges], rows["endGlobalTid"].missing[ranges]),
+        end_thread=_elsewhere(rows["endGlobalTid"], thread, ranges),
         open=ends.missing[ranges],
         domain=_taken(domain, ranges),
         name=_taken(name, ranges),
@@ -290,6 +297,13 @@ def read_nvtx(database: Database, strings: Strings) -> tuple[Spans, pd.DataFrame
         "process_id": process_id, "thread_id": thread_id, "time_ns": start[marks],
     }  # fmt: skip
     return spans, pd.DataFrame(table)
+
+
+def _elsewhere(end: Integers, thread: Ints, ranges: Ints) -> Integers:
+    stayed = end.missing | (end.values == thread)
+    if stayed[ranges].all():
+        return _none(len(ranges))
+    return Integers(end.values[ranges] & 0xFFFFFF, stayed[ranges])
 
 
 def _texts_of(rows: Rows, strings: Strings) -> pd.Categorical:
@@ -362,13 +376,24 @@ def _ops(rows: Rows, columns: dict[str, Any], node: Integers) -> Ops:
     start = rows.required("start")
     process = _or_nowhere(rows["globalPid"])
     process = np.where(process == NOWHERE, NOWHERE, process >> 24)
-    return Ops(start, _length(rows, start), process, rows["correlationId"], node, columns)
+    end = rows["end"]
+    untimed = int((end.missing | (end.values < start)).sum())
+    return Ops(start, _length(rows, start), process, rows["correlationId"], node, columns, untimed)
 
 
 def _length(rows: Rows, start: Ints) -> Ints:
-    """What never ended lasts no time."""
+    """What never ended, or ended before it started, lasts no time."""
     end = rows["end"]
-    return np.where(end.missing, 0, end.values - start)
+    length = np.where(end.missing, 0, np.maximum(end.values, start) - start)
+    _check_sum(rows, "end", length)
+    return length
+
+
+def _check_sum(rows: Rows, column: str, values: Ints) -> None:
+    """Refuse what 64 bits would not hold, or do not hold any more: no time and no size is that large."""
+    total = float(np.abs(values, dtype=np.float64).sum())
+    if total >= 2.0**62 or values.min(initial=0) < 0:
+        raise ParseError(rows.path, f"{rows.table}.{column}", "values from 0 that add up within 62 bits", f"{total:g}")
 
 
 def _or_nowhere(column: Integers) -> Ints:

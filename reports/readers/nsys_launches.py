@@ -63,8 +63,8 @@ class Launches:
     @classmethod
     def of(cls, ops: Ops, calls: Calls, captures: Captures, moments: Moments) -> Launches:
         call, made = _calls_of(ops, calls), captures.rows(ops)
-        capture = np.where(made == NONE, NONE, made + len(calls.start))
-        origin = np.where(_at(moments.layer, capture) != NONE, capture, call)
+        capture = _at(np.arange(len(calls.start), len(moments.time)), made)
+        origin = call if _nothing(capture) else np.where(_at(moments.layer, capture) != NONE, capture, call)
         return cls(
             ops, call, capture,
             range=_at(moments.range, call),
@@ -75,8 +75,15 @@ class Launches:
 
 
 def _at(values: Ints, rows: Ints) -> Ints:
+    """The values of these rows, `NONE` where there is no row; what is `NONE` throughout takes no memory."""
+    if _nothing(values) or _nothing(rows):
+        return np.broadcast_to(np.int64(NONE), rows.shape)
     out: Ints = np.append(values, NONE)[rows]
     return out
+
+
+def _nothing(rows: Ints) -> bool:
+    return bool((rows == NONE).all())
 
 
 def _layers(spans: Spans) -> Bools:
@@ -100,9 +107,9 @@ def _calls_of(ops: Ops, calls: Calls) -> Ints:
     """The call that launched each, by process and correlation id; a launch goes before any other call."""
     offered = np.flatnonzero(~calls.correlation.missing & (calls.thread != NOWHERE))
     wanted = np.flatnonzero(~ops.correlation.missing)
-    out = np.full(len(ops.start), NONE, dtype=np.int64)
     if not (offered.size and wanted.size):
-        return out
+        return np.broadcast_to(np.int64(NONE), ops.start.shape)
+    out = np.full(len(ops.start), NONE, dtype=np.int64)
     process, processes = ops.process[wanted], pd.unique(calls.thread[offered] >> 24)
     if len(processes) == 1:  # then it is clear whose launch it was, even if the export does not say
         process = np.where(process == NOWHERE, processes[0], process)

@@ -10,7 +10,7 @@ import pandas as pd
 
 from reports.readers.nsys_events import Bools, Calls, Ints, Spans
 from reports.readers.nsys_launches import Launches, Moments
-from reports.tables.attribution import NONE, paths
+from reports.tables.attribution import NONE, keys, paths
 from reports.tables.onnx_names import nodes_of_layer, nodes_of_operation
 from reports.tables.origins import shares
 
@@ -87,10 +87,7 @@ def by_range(ranges: pd.DataFrame, launches: Mapping[str, Launches], moments: Mo
     """
     if ranges.empty:
         return []
-    scope = ranges["domain"].cat.codes.to_numpy(np.int64) * (len(ranges["range_group"].cat.categories) + 1)
-    group, above = paths(
-        moments.ranges.parents, scope + ranges["range_group"].cat.codes.to_numpy(np.int64), moments.ranges.depths
-    )
+    group, above = paths(moments.ranges.parents, _names(ranges), moments.ranges.depths)
     count = len(above)
     first = np.full(count, len(group), dtype=np.int64)
     np.minimum.at(first, group, np.arange(len(group)))
@@ -115,6 +112,14 @@ def by_range(ranges: pd.DataFrame, launches: Mapping[str, Launches], moments: Mo
         }
         for at in order.tolist()
     ]  # fmt: skip
+
+
+def _names(ranges: pd.DataFrame) -> Ints:
+    """A number for each domain with each name."""
+    numbers = np.array(ranges["domain"].cat.codes, dtype=np.int64)
+    numbers *= len(ranges["range_group"].cat.categories) + 1
+    numbers += ranges["range_group"].cat.codes.to_numpy()
+    return numbers
 
 
 def _under(name: str, moments: Moments, launches: Launches, at: Ints, group: Ints, count: int) -> dict[str, Ints]:
@@ -175,19 +180,22 @@ def remarks(calls: Calls, launches: Mapping[str, Launches], spans: Spans) -> Ite
         yield f"{lost} of {count} kernels have no launch call in the export"
     if unclosed := int(spans.open.sum()):
         yield f"{unclosed} of {ranges} ranges were never closed: they count until the end of the trace"
-    if backwards := sum(int((part.ops.length < 0).sum()) for part in launches.values()):
-        yield f"{backwards} operations end before they start"
+    if untimed := sum(part.ops.untimed for part in launches.values()):
+        yield f"{untimed} operations have no end, or one before their start: they count as taking no time"
 
 
 def _without_kernels(calls: Calls, launched: Iterable[Launches]) -> tuple[int, int]:
     """How many launches there are, and how many of them nothing came from; several calls may speak of one launch."""
-
-    def keys(rows: Ints) -> pd.MultiIndex:
-        return pd.MultiIndex.from_arrays([calls.thread[rows] >> 24, calls.correlation.values[rows]]).unique()
-
-    asked = keys(np.flatnonzero(calls.launching & ~calls.correlation.missing & ~_capturing(calls)))
-    came = keys(np.concatenate([part.call[part.call != NONE] for part in launched]))
-    return len(asked), int((~asked.isin(came)).sum())
+    asking = calls.launching & ~calls.correlation.missing & ~_capturing(calls)
+    if not asking.any():
+        return 0, 0
+    (key,) = keys((calls.thread >> 24, calls.correlation.values))
+    asked = np.zeros(int(key.max()) + 1, dtype=np.bool_)
+    asked[key[asking]] = True
+    lost = asked.copy()
+    for part in launched:
+        lost[key[part.call[part.call != NONE]]] = False
+    return int(asked.sum()), int(lost.sum())
 
 
 def _capturing(calls: Calls) -> Bools:

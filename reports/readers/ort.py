@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +15,13 @@ from harness.errors import ParseError
 from reports.artifact import Artifact
 from reports.columns import validate
 from reports.readers import decoding
+from reports.readers.nsys_summary import by_kernel
 from reports.readers.trtexec_exports import by_layer, summarise
 
 EXPECTED = "a profile of ONNX Runtime (an array of events of the categories Session and Node)"
 US = 1000  # in ns: times are whole microseconds
 _HEAD = re.compile(r'\s*\[\s*\{[^\n]{0,400}"cat"\s*:\s*"(?:Session|Node|Kernel|Api)"')
+QUEUED = {"CUDA", "Tensorrt", "NvTensorRTRTX", "ROCM", "MIGraphX", "Dml", "WebGpu"}  # providers of GPUs
 _NODE = "_kernel_time"  # others, `_fence_before` and `_fence_after`, stand in profiles of 1.x before 1.11
 
 
@@ -41,7 +43,8 @@ def read(path: Path) -> Artifact:
         "iteration": np.arange(len(runs)), "latency_ns": [duration for _, duration in runs]
     })) if runs else None  # fmt: skip
     layers = _layers(frame)
-    summary = {
+    kernels = _kernels(events, path)
+    summary: dict[str, Any] = {
         "node_count": len(layers),
         "event_count": len(frame),
         "model_runs": len(runs),
@@ -54,7 +57,12 @@ def read(path: Path) -> Artifact:
     if iterations is not None:
         tables["iterations"] = iterations
         summary |= summarise(iterations)
-    return Artifact(path, "ort-profile", "onnxruntime", None, tables, summary, (*notes, *_notes(frame, runs)))
+    if kernels is not None:
+        tables["kernels"] = kernels
+        summary |= {"kernel_count": len(kernels), "kernel_time_ns": int(kernels["duration_ns"].sum()),
+                    "by_kernel": by_kernel(kernels)}  # fmt: skip
+    told = (*notes, *_notes(frame, runs), *_enqueued(frame, kernels is not None))
+    return Artifact(path, "ort-profile", "onnxruntime", None, tables, summary, told)
 
 
 def _events(text: str, path: Path) -> tuple[list[dict[str, Any]], list[str]]:
@@ -142,6 +150,43 @@ def _frame(nodes: list[dict[str, Any]], runs: list[tuple[int, int]], path: Path)
         "output_shapes": [_shapes(given.get("output_type_shape")) for given in arguments],
         "output_bytes": [_integer(given.get("output_size")) for given in arguments],
     }))  # fmt: skip
+
+
+def _kernels(events: list[dict[str, Any]], path: Path) -> pd.DataFrame | None:
+    """Table `kernels`, of a build that records what runs on the GPU: each stands after the node that launched it."""
+    rows, node = [], None
+    for event in events:
+        if _is_node(event):
+            node = event
+        elif event.get("cat") == "Kernel" and "dur" in event:
+            rows.append(_kernel(event, node, path))
+    return validate("kernels", pd.DataFrame(rows)) if rows else None
+
+
+def _kernel(event: dict[str, Any], node: dict[str, Any] | None, path: Path) -> dict[str, Any]:
+    given = event["args"] if isinstance(event.get("args"), dict) else {}
+    launcher = node["args"] if node is not None and isinstance(node.get("args"), dict) else {}
+    ours = given.get("op_name") and given["op_name"] == launcher.get("op_name")
+    sizes = {f"{what}_{axis}": _integer(given.get(f"{what}_{axis}")) for what in ("grid", "block") for axis in "xyz"}
+    return {
+        "kernel": str(event.get("name")),
+        "kernel_short": str(event.get("name")),
+        "stream_id": _integer(given.get("stream")),
+        "start_ns": _whole(event, "ts", path),
+        "duration_ns": _whole(event, "dur", path),
+        **sizes,
+        "onnx_nodes": (str(node["name"]).removesuffix(_NODE),) if node is not None and ours else (),
+    }
+
+
+def _enqueued(frame: pd.DataFrame, kernels: bool) -> Iterator[str]:
+    """Which times are not what they seem: a GPU's provider returns once the work is in the queue."""
+    providers = frame["provider"].dropna().unique()
+    if there := sorted(name for name in providers if name.removesuffix("ExecutionProvider") in QUEUED):
+        beside = (
+            "the GPU's are in the table kernels" if kernels else "the GPU's are not in this file: nsys records them"
+        )
+        yield f"times of nodes on {', '.join(there)} are those of the CPU, which may only enqueue the work: {beside}"
 
 
 def _integer(value: Any) -> int | None:

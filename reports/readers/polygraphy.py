@@ -105,7 +105,8 @@ def statistics(array: np.ndarray[Any, Any]) -> dict[str, Any]:
     }
     if array.dtype.kind not in "biuf":
         return about
-    values = array.astype(np.float64)
+    with np.errstate(invalid="ignore"):  # of a NaN that signals
+        values = array.astype(np.float64)
     finite = values[np.isfinite(values)]
     about |= {
         "nan_count": int(np.isnan(values).sum()),

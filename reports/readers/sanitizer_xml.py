@@ -10,6 +10,7 @@ from xml.etree.ElementTree import Element, XMLPullParser
 from xml.etree.ElementTree import ParseError as XmlError
 
 from harness.errors import ParseError
+from reports.readers.decoding import decode
 from reports.readers.sanitizer_record import NOWHERE, Detail, Place, Record, Triple, race_message, tidy, whole
 
 ROOT = "ComputeSanitizerOutput"
@@ -26,16 +27,17 @@ class Export:
 
 def parse(data: bytes, path: Path) -> Export:
     """All whole records; a document type is refused (entities could blow it up), and so is another root."""
-    if b"<!DOCTYPE" in data or b"<!ENTITY" in data:
+    text = decode(data)  # as text it is read whatever encoding it says that it has
+    if "<!DOCTYPE" in text or "<!ENTITY" in text:
         raise ParseError(path, "content", "XML without a document type", "<!DOCTYPE or <!ENTITY")
     export = Export()
-    for document in re.split(rb"(?=<\?xml\s)", data):
+    for document in re.split(r"(?=<\?xml\s)", text):
         if document.strip():
             _document(document, path, export)
     return export
 
 
-def _document(data: bytes, path: Path, export: Export) -> None:
+def _document(data: str, path: Path, export: Export) -> None:
     parser: XMLPullParser[Element] = XMLPullParser(["start", "end"])
     depth, rooted = 0, False
     try:

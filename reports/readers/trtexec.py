@@ -24,7 +24,7 @@ _MARK = re.compile(rf"&&&& (RUNNING|PASSED|FAILED|WAIVED|SKIPPED) {_TOOL}(?: \[(
 _LEVEL = re.compile(r"\[([VIWEF])\] ?")
 _DIED = re.compile(r"Segmentation fault|core dumped|\bKilled\b|\bAborted\b|Bus error|terminate called")
 
-_NUMBER = r"(-?(?:\d[\d.]*(?:e[-+]?\d+)?|inf|nan))"
+_NUMBER = r"(-?(?:\d+(?:\.\d+)?(?:e[-+]?\d+)?|inf|nan))"
 _SERIES = {
     "Latency": "latency",
     "Host Latency": "latency",
@@ -36,9 +36,9 @@ _SERIES = {
     "D2H Latency": "d2h",
 }
 _ROW = re.compile(r"([A-Z][\w -]+): (min = .*)")
-_STATISTIC = re.compile(rf"(min|max|mean|median|percentile\(([\d.]+)%\)) = {_NUMBER} ms")
+_STATISTIC = re.compile(rf"(min|max|mean|median|percentile\((\d+(?:\.\d+)?)%\)) = {_NUMBER} ms")
 _OLD_STATISTIC = re.compile(
-    rf"(min|max|mean|median|percentile): {_NUMBER} ms(?: at ([\d.]+)%)?(?: \(end to end {_NUMBER} ms)?"
+    rf"(min|max|mean|median|percentile): {_NUMBER} ms(?: at (\d+(?:\.\d+)?)%)?(?: \(end to end {_NUMBER} ms)?"
 )
 _THROUGHPUT = re.compile(rf"[Tt]hroughput: {_NUMBER} qps")
 _WALLTIME = re.compile(rf"(?:Total Host Walltime|walltime): {_NUMBER} s$")

@@ -221,7 +221,7 @@ def paths(parents: Ints, names: Ints, depths: Ints) -> tuple[Ints, Ints]:
     above: list[Ints] = [np.empty(0, dtype=np.int64)]
     count, width = 0, int(names.max(initial=0)) + 1
     order = np.argsort(depths, kind="stable")
-    starts = np.searchsorted(depths[order], np.arange(int(depths.max(initial=NONE)) + 2))
+    starts = np.append(0, np.cumsum(np.bincount(depths)))
     for first, last in zip(starts[:-1].tolist(), starts[1:].tolist(), strict=True):
         rows = order[first:last]
         up = groups[parents[rows]]
@@ -246,7 +246,7 @@ def match(wanted: tuple[Ints, Ints], offered: tuple[Ints, Ints], preferred: npt.
     """
     if not (offered[0].size and wanted[0].size):
         return np.full(len(wanted[0]), NONE, dtype=np.int64)
-    key, goal = _keys(offered, wanted)
+    key, goal = keys(offered, wanted)
     call = np.full(int(max(key.max(initial=0), goal.max(initial=0))) + 1, NONE, dtype=np.int64)
     for rows in (np.flatnonzero(~preferred), np.flatnonzero(preferred)):
         latest_first = rows[_by(start[rows])][::-1]
@@ -254,21 +254,20 @@ def match(wanted: tuple[Ints, Ints], offered: tuple[Ints, Ints], preferred: npt.
     return call[goal]
 
 
-def _keys(offered: tuple[Ints, Ints], wanted: tuple[Ints, Ints]) -> tuple[Ints, Ints]:
-    """Process and correlation id as one small number, for what is offered and for what is wanted."""
-    owners, correlations = (_small(*parts) for parts in zip(offered, wanted, strict=True))
-    width = max(int(part.max(initial=0)) for part in correlations) + 1
-    keys = (owner * width + part for owner, part in zip(owners, correlations, strict=True))
-    return _small(*keys)
+def keys(*sides: tuple[Ints, Ints]) -> list[Ints]:
+    """Process and correlation id as one small number, the same one on every side. No side is empty."""
+    owners, correlations = (_small(*parts) for parts in zip(*sides, strict=True))
+    width = max(int(part.max()) for part in correlations) + 1
+    return _small(*(owner * width + part for owner, part in zip(owners, correlations, strict=True)))
 
 
-def _small(one: Ints, other: Ints) -> tuple[Ints, Ints]:
+def _small(*parts: Ints) -> list[Ints]:
     """The same numbers from 0, or others, equal where they are, if these are spread too far."""
-    low = min(int(one.min()), int(other.min()))
-    if max(int(one.max()), int(other.max())) - low < 4 * (len(one) + len(other)):
-        return one - low, other - low
-    codes = pd.factorize(np.concatenate((one, other)))[0].astype(np.int64)
-    return codes[: len(one)], codes[len(one) :]
+    low, high = min(int(part.min()) for part in parts), max(int(part.max()) for part in parts)
+    sizes = [len(part) for part in parts]
+    if high - low < 4 * sum(sizes):
+        return [part - low for part in parts]
+    return np.split(pd.factorize(np.concatenate(parts))[0].astype(np.int64), np.cumsum(sizes[:-1]))
 
 
 def _by(values: Ints) -> Ints:

@@ -2,9 +2,10 @@
 
 For every pair: the ratio of medians (after / before) with a confidence interval from a stratified bootstrap, the
 probability of superiority as effect size, and the two-sided p value of the Mann-Whitney test, which the
-Benjamini-Hochberg procedure corrects over all pairs. Neighbouring repetitions that resemble each other (clocks drift) are thinned out first,
-as both methods count on independent ones. A pair is `slower` or `faster` only if both say so, the corrected p
-value and the interval; everything else is `no evidence of a change`, which is not the same as "equal".
+Benjamini-Hochberg procedure corrects over all pairs. Both methods count on independent repetitions, and those of a GPU
+resemble their neighbours (clocks drift, and jump between states): so both count as many as the repetitions are worth. A
+pair is `slower` or `faster` only if both say so, the corrected p value and the interval; everything else is `no evidence
+of a change`, which is not the same as "equal".
 """
 
 from __future__ import annotations
@@ -48,19 +49,25 @@ class Options:
 # --- one pair
 
 
-def thinned(sample: Sample) -> Sample:
-    """Every k-th repetition, k from the autocorrelation of neighbours' ranks; all of them where there is none to see.
+def worth(sample: Sample) -> int:
+    """How many independent repetitions these are worth, in the order of time: n over the autocorrelation time of their
+    ranks, which is summed up as far as pairs of autocorrelations stay positive and fall (Geyer's initial sequence).
 
-    The order of `sample` is that of time. Of n repetitions with autocorrelation r, n (1 - r) / (1 + r) are independent.
+    All of them where neighbours show no likeness; never fewer than `ENOUGH`, which are too few to show a small change.
     """
     n = len(sample)
-    if n < 2 * ENOUGH:
-        return sample
-    ranks = np.argsort(np.argsort(sample, kind="stable"), kind="stable") - (n - 1) / 2
-    r = float((ranks[1:] * ranks[:-1]).sum() / (ranks**2).sum())
-    if r <= 3 / math.sqrt(n) or len(np.unique(sample)) == 1:
-        return sample
-    return sample[:: min(math.ceil((1 + r) / (1 - r)), n // ENOUGH)]
+    values, place, counts = np.unique(sample, return_inverse=True, return_counts=True)
+    if n < 2 * ENOUGH or len(values) == 1:
+        return n
+    ranks = (np.cumsum(counts) - counts / 2)[place] - n / 2  # equals share a rank: their order in time says nothing
+    power = np.abs(np.fft.rfft(ranks, 2 * n)) ** 2
+    likeness = np.fft.irfft(power)[:n] / (ranks**2).sum() + 1 / n  # what taking the mean off costs
+    if likeness[1] <= 2 / math.sqrt(n):
+        return n
+    pairs = likeness[: n // 2 * 2].reshape(-1, 2).sum(axis=1)
+    falling = np.minimum.accumulate(pairs)
+    time = 2 * float(falling[falling > 0].sum()) - 1
+    return min(n, max(ENOUGH, int(n / max(time, 1.0))))
 
 
 def observations(sessions: Sequence[Iterable[float]]) -> Sample:
@@ -81,17 +88,17 @@ def superiority(before: Sample, after: Sample) -> float:
     return float((less + at_most).sum() / (2 * len(before) * len(after)))
 
 
-def mann_whitney(before: Sample, after: Sample) -> float:
-    """The two-sided p value: exact for few observations without ties, else normal with corrections for both."""
-    m, n = len(before), len(after)
-    both = np.concatenate((before, after))
+def mann_whitney(before: Sample, after: Sample, worths: tuple[int, int] | None = None) -> float:
+    """The two-sided p value: exact for few observations without ties, else normal with corrections for both. `worths`:
+    how many independent observations each side is worth, if fewer than it has."""
+    m, n = worths or (len(before), len(after))
     u = superiority(before, after) * m * n
-    _, ties = np.unique(both, return_counts=True)
-    if len(ties) == m + n and max(m, n) <= EXACT_BELOW:
+    _, ties = np.unique(np.concatenate((before, after)), return_counts=True)
+    total = len(before) + len(after)
+    if len(ties) == m + n == total and max(m, n) <= EXACT_BELOW:
         tail = _exact_counts(m, n)[: round(min(u, m * n - u)) + 1].sum()
         return float(min(1.0, 2 * tail / math.comb(m + n, n)))
-    total = m + n
-    spread = m * n / 12 * (total + 1 - float((ties**3 - ties).sum()) / (total * (total - 1)))
+    spread = m * n * (m + n + 1) / 12 * (1 - float((ties**3 - ties).sum()) / (total**3 - total))
     if spread <= 0:
         return 1.0  # all observations are the same
     z = max(0.0, abs(u - m * n / 2) - 0.5) / math.sqrt(spread)
@@ -110,10 +117,17 @@ def _exact_counts(m: int, n: int) -> np.ndarray[Any, np.dtype[np.float64]]:
     return counts
 
 
-def ratio_interval(before: Sample, after: Sample, options: Options) -> tuple[float, float]:
-    """Percentile bootstrap of median(after) / median(before); each side is resampled on its own, seeded."""
+def ratio_interval(
+    before: Sample, after: Sample, options: Options, worths: tuple[int, int] | None = None
+) -> tuple[float, float]:
+    """Percentile bootstrap of median(after) / median(before); each side is resampled on its own, seeded, with as many
+    draws as it is worth."""
     generator = np.random.default_rng(options.seed)
-    medians = [_bootstrap_medians(sample, options.resamples, generator) for sample in (before, after)]
+    draws = worths or (len(before), len(after))
+    medians = [
+        _bootstrap_medians(sample, count, options.resamples, generator)
+        for sample, count in zip((before, after), draws, strict=True)
+    ]
     with np.errstate(divide="ignore", invalid="ignore"):
         ratios = medians[1] / medians[0]
     tail = (1 - options.confidence) / 2
@@ -121,17 +135,17 @@ def ratio_interval(before: Sample, after: Sample, options: Options) -> tuple[flo
     return float(low), float(high)
 
 
-def _bootstrap_medians(sample: Sample, resamples: int, generator: np.random.Generator) -> Sample:
+def _bootstrap_medians(sample: Sample, draws: int, resamples: int, generator: np.random.Generator) -> Sample:
     """Medians of resamples without drawing them: the ranks of the middle of n uniform draws are beta distributed."""
     ordered = np.sort(sample)
-    n = len(ordered)
-    lower = generator.beta((n + 1) // 2, n + 1 - (n + 1) // 2, resamples)
-    first = ordered[np.minimum((lower * n).astype(np.int64), n - 1)]
-    if n % 2:
+    size = len(ordered)
+    lower = generator.beta((draws + 1) // 2, draws + 1 - (draws + 1) // 2, resamples)
+    first = ordered[np.minimum((lower * size).astype(np.int64), size - 1)]
+    if draws % 2:
         return np.asarray(first)
     # The next one up, given the lower: the least of the n / 2 draws that fall above it.
-    upper = lower + (1 - lower) * generator.beta(1, n // 2, resamples)
-    return np.asarray((first + ordered[np.minimum((upper * n).astype(np.int64), n - 1)]) / 2)
+    upper = lower + (1 - lower) * generator.beta(1, draws // 2, resamples)
+    return np.asarray((first + ordered[np.minimum((upper * size).astype(np.int64), size - 1)]) / 2)
 
 
 def benjamini_hochberg(p_values: Sequence[float]) -> Sample:
@@ -259,11 +273,10 @@ def _row(pair: Match, before: Mapping[str, Sample], after: Mapping[str, Sample],
     if len(a) and len(b):
         row["ratio"] = row["median_after_ns"] / row["median_before_ns"] if row["median_before_ns"] else np.nan
         row["effect"] = superiority(a, b)
-    a, b = thinned(a), thinned(b)
-    row["used_before"], row["used_after"] = len(a), len(b)
-    if min(len(a), len(b)) >= ENOUGH:
-        row["ratio_low"], row["ratio_high"] = ratio_interval(a, b, options)
-        row["p_value"] = mann_whitney(a, b)
+    row["used_before"], row["used_after"] = worths = worth(a), worth(b)
+    if min(worths) >= ENOUGH:
+        row["ratio_low"], row["ratio_high"] = ratio_interval(a, b, options, worths)
+        row["p_value"] = mann_whitney(a, b, worths)
     return row
 
 

@@ -15,7 +15,7 @@ import pandas as pd
 
 from reports.artifact import Artifact
 from reports.tables import origins
-from reports.tables.comparison import observations
+from reports.tables.comparison import ENOUGH, observations
 
 LEVELS = {  # what is compared -> what one repetition is
     "iterations": "one inference",
@@ -92,13 +92,29 @@ def _measured(artifact: Artifact) -> Iterator[tuple[str, dict[str, Durations], d
     if iterations is not None and len(iterations):
         columns = [name for name in iterations if str(name).endswith("_ns") and iterations[name].notna().any()]
         yield "iterations", {str(name).removesuffix("_ns"): _numbers(iterations[name]) for name in columns}, None
-    elif runs := _runs(artifact.summary):
+    elif (runs := _runs(artifact.summary)) and (len(runs) >= ENOUGH or not (averages := _averages(tables))):
         yield "iterations", {"compute (median of a run)": np.array(runs)}, None
+    elif runs:
+        yield "iterations", averages, None
     if events is not None and {"node", "duration_ns"} <= set(events):
         yield "layers", _grouped(events["duration_ns"], events["node"]), None
     elif layers is not None and "median_ns" in layers and len(layers):
         typical = layers["median_ns"].fillna(layers["mean_ns"])
         yield "layers", _grouped(typical, layers["layer"]), _nodes(layers, "layer")
+
+
+def _averages(tables: Mapping[str, pd.DataFrame]) -> dict[str, Durations]:
+    """The lines `Average on 10 runs` of a log, which is all that it says of single times."""
+    averages = tables.get("averages")
+    if averages is None or averages.empty:
+        return {}
+    many = " (mean of " + averages["iterations"].astype("string") + ")"
+    series = (name for name in averages if str(name).endswith("_ns") and averages[name].notna().any())
+    return {
+        called: durations
+        for name in series
+        for called, durations in _grouped(averages[name], str(name).removesuffix("_ns") + many).items()
+    }
 
 
 def _runs(summary: Mapping[str, Any]) -> list[float]:

@@ -280,6 +280,12 @@ def test_real_logs_of_one_engine_and_two_shapes():
     made = comparing.diff(str(times), str(times), 0.0)
     assert made.exit_code == 0
     assert made.document["headline"].startswith("No evidence of a change in")
+    small, large = (str(DATA / "trtexec" / f"h100_trt86_shape_{shape}.log") for shape in ("1x1", "8x128"))
+    logs = comparing.diff(small, large, 0.05)
+    row = next(row for row in logs.document["levels"]["iterations"] if row["name"] == "compute (mean of 10)")
+    assert logs.exit_code == 1
+    assert (row["verdict"], row["count_before"], row["count_after"]) == ("slower", 309, 262)
+    assert row["median_after_ns"] == pytest.approx(375_488, rel=0.01)  # the median that trtexec printed
 
 
 def test_a_report_of_nsys_is_exported_first(myelin, tmp_path, fake_tool, monkeypatch):

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import gzip
 import json
+import os
 from pathlib import Path
 
 import pandas as pd
@@ -13,6 +16,7 @@ from hypothesis import strategies as st
 from harness.errors import ArtifactMissing, ParseError, ProbeError
 from harness.record import Session
 from places import DATA
+from probes.reporting import plain
 from reports.readers import detect, ort, ours, polygraphy, sanitizer, trtexec, trtexec_exports
 
 OWN = {"sanitizer": sanitizer, "ort": ort, "polygraphy": polygraphy}
@@ -47,7 +51,7 @@ def test_the_words_of_a_tool_may_come_late(tmp_path):
 
 @pytest.mark.parametrize("data", [
     b"", b"\n", b"\0" * 100, b"hello", b"{}", b"[]", b"a,b\n1,2\n", b"\x89PNG\r\n\x1a\n", b"<html></html>",
-    b"========= test session starts =========\n", b"PAR1....PAR1", b'{"name": "x"}\n', b"&&&& RUNNING TensorRT.sample_mnist",
+    b"========= test session starts =========\n", b'{"name": "x"}\n', b"&&&& RUNNING TensorRT.sample_mnist",
 ])  # fmt: skip
 def test_unknown_content_is_refused_with_all_that_was_looked_for(data, tmp_path):
     path = tmp_path / "trtexec.log"
@@ -78,6 +82,76 @@ def test_garbage_is_refused_or_read(data, start, tmp_path_factory):
     except ProbeError:
         return
     assert artifact.tables or artifact.notes
+
+
+def damaged(data, damage):
+    """Bytes cut, flipped, put in, taken out, said twice or followed by another file."""
+    for kind, place, junk in damage:
+        at = int(place * len(data))
+        data = {
+            "cut": data[:at], "head": data[at:], "over": data[:at] + junk + data[at + len(junk) :],
+            "in": data[:at] + junk + data[at:], "out": data[:at] + data[at + 100 :],
+            "twice": data[:at] + data[at : at + 1000] + data[at:], "follow": data + junk + SMALL[at % len(SMALL)],
+        }[kind]  # fmt: skip
+    return data
+
+
+SMALL = [path.read_bytes() for path in FILES if path.stat().st_size < 25_000]
+JUNK = [b"\0", b"\xff\xfe", b'"', b"\r", b"\n", b"<script>", b"NaN", b"-1", b"9" * 26, b"1e999", b"1.234,56", b"{", b"]",
+        b"\x1b[31m", b"=========", b"&&&& RUNNING TensorRT.trtexec", b"\xed\xa0\x80", b"null", b"0..1"]  # fmt: skip
+DAMAGE = st.tuples(
+    st.sampled_from(["cut", "head", "over", "in", "out", "twice", "follow"]), st.floats(0, 1), st.sampled_from(JUNK)
+)
+
+
+@given(data=st.sampled_from(SMALL), damage=st.lists(DAMAGE, min_size=1, max_size=4))
+def test_damaged_files_are_read_or_refused(data, damage, tmp_path_factory):
+    path = tmp_path_factory.getbasetemp() / "damaged"
+    path.write_bytes(damaged(data, damage))
+    with contextlib.suppress(ParseError):
+        artifact = detect.read(path)
+        json.dumps(plain(artifact.summary))
+        assert sum(artifact.rows().values()) or artifact.notes
+
+
+ENCODED = ["h100_2025.3_racecheck.txt", "h100_2025.3_racecheck.xml", "mlp_5_runs.json", "inputs.json", "h100_trt86_failed_shape.log",
+           "h100_trt86_inspector_layers_fp16.json"]  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ENCODED)
+@pytest.mark.parametrize(
+    "mark, encoding", [("\ufeff", "utf-16-le"), ("", "utf-16-le"), ("\ufeff", "utf-16-be"), ("\ufeff", "utf-8")]
+)
+def test_what_windows_makes_of_a_file_changes_nothing(name, mark, encoding, tmp_path):
+    (real,) = (path for path in FILES if path.name == name)
+    path = tmp_path / name
+    path.write_bytes((mark + real.read_text(encoding="utf-8").replace("\n", "\r\n")).encode(encoding))
+    ours, theirs = detect.read(path), detect.read(real)
+    assert (ours.summary, ours.rows()) == (theirs.summary, theirs.rows())
+
+
+@pytest.mark.parametrize("data, what, way", [
+    (gzip.compress(b"x"), "gzip", "gunzip --keep file"),
+    (b"PK\3\4...", "a zip archive", "unzip file"),
+    (b"PAR1\x15\x04", "Parquet", "nsys export --type sqlite"),
+    (b'{"Type":48,"TraceProcessEvent":{"startNs":"1"}}\n', "--type json", "nsys export --type sqlite"),
+    (b"Processing [a.sqlite] with [x.py]...\n\nTime (%),Total Time (ns),Instances\n", "nsys stats", "--type sqlite"),
+    (b"Start (ns),Duration (ns),CorrId\n", "nsys stats", "nsys export --type sqlite"),
+    (b'{\n "schemaVersion": 1,\n "traceEvents": [\n', "Chrome trace", "nsys profile"),
+])  # fmt: skip
+def test_what_people_have_at_hand_is_named_with_the_way_out(data, what, way, tmp_path):
+    path = tmp_path / "file"
+    path.write_bytes(data)
+    with pytest.raises(ParseError) as caught:
+        detect.read(path)
+    assert what in caught.value.got
+    assert way in caught.value.hint
+
+
+def test_a_pipe_is_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(ParseError, match="a pipe or a device"):
+        detect.read(tmp_path / "pipe")
 
 
 # --- probe's own ---------------------------------------------------------------------------------------------------

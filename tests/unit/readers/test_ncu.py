@@ -386,8 +386,8 @@ def test_output_without_a_newline_before_the_header(tmp_path):
 @pytest.mark.parametrize(
     "text, part",
     [
-        ("", "empty"),
-        ("\ufeff\n\n", "empty"),
+        ("", "0 bytes"),
+        ("\ufeff\n\n", "all blank"),
         ("==PROF== Connected\n==ERROR== ERR_NVGPUCTRPERM - no permission\n", "ERR_NVGPUCTRPERM"),
         ("==PROF== Connected\n==WARNING== No kernels were profiled.\n", "No kernels were profiled"),
         (page([*BASE, *LONG]), "none"),

@@ -343,6 +343,38 @@ def test_one_column_more_or_less_does_not_matter(make):
     assert artifact.tables["kernels"]["launch_ns"].tolist() == [90]
 
 
+def test_columns_and_tables_that_no_export_lacks_are_told(make):
+    path = make({KERNEL: [kernel(100, 1)], RUNTIME: [call(90, 1)]})
+    with sqlite3.connect(path) as connection:
+        connection.execute(f"ALTER TABLE {KERNEL} RENAME COLUMN end TO endNs")
+        connection.execute("DROP TABLE StringIds")
+    artifact = nsys.read(path)
+    assert artifact.summary["kernel_time_ns"] == 0
+    assert f"{KERNEL} has no column end: what it would say is missing" in artifact.notes
+    assert any("no table StringIds" in note for note in artifact.notes)
+
+
+def test_a_database_of_nvprof_is_refused_with_the_way_out(make):
+    path = make({KERNEL: [kernel(100, 1)]})
+    with sqlite3.connect(path) as connection:
+        connection.execute(f"ALTER TABLE {KERNEL} RENAME TO CUPTI_ACTIVITY_KIND_CONCURRENT_KERNEL")
+    with pytest.raises(ParseError, match="one of nvprof") as caught:
+        nsys.read(path)
+    assert "nsys profile" in caught.value.hint
+
+
+def test_kernels_that_end_before_they_start_last_no_time(make):
+    artifact = nsys.read(make({KERNEL: [{**kernel(100, 1), "end": 90}, {**kernel(200, 2), "end": 230}]}))
+    assert artifact.tables["kernels"]["duration_ns"].tolist() == [0, 30]
+    assert any(note.startswith("1 operations have no end, or one before") for note in artifact.notes)
+
+
+def test_numbers_that_no_sum_holds_are_refused(make):
+    rows = [{**kernel(at, at), "end": 2**62} for at in (1, 2, 3)]
+    with pytest.raises(ParseError, match=r"KERNEL\.end: expected values from 0 that add up"):
+        nsys.read(make({KERNEL: rows}))
+
+
 def test_invalid_utf8_is_replaced(make):
     path = make({KERNEL: [kernel(100, 1)]})
     with sqlite3.connect(path) as connection:

@@ -17,7 +17,7 @@ from onnx import TensorProto, helper
 
 from harness.errors import ParseError
 from places import DATA
-from reports.readers import ort, polygraphy
+from reports.readers import detect, ort, polygraphy
 
 PROFILE = DATA / "ort" / "mlp_5_runs.json"
 INPUTS, OUTPUTS = DATA / "polygraphy" / "inputs.json", DATA / "polygraphy" / "outputs.json"
@@ -45,6 +45,31 @@ def test_a_real_profile():
     assert layers["time_pct"].sum() == pytest.approx(100)
     assert artifact.summary["latency_ns"]["max"] == artifact.tables["iterations"]["latency_ns"].max() == 171_000
     assert artifact.summary["session_initialization_ns"] == 3_277_000
+
+
+def event(cat, name, start, duration, **args):
+    return {"cat": cat, "pid": 1, "tid": 1, "dur": duration, "ts": start, "ph": "X", "name": name, "args": args}
+
+
+def test_gpu_kernels_go_to_the_node_that_launched_them_and_cpu_times_are_called_so(tmp_path):
+    """As ONNX Runtime writes them: below the node, with its type."""
+    sizes = {"stream": "13", "grid_x": "12", "grid_y": "1", "grid_z": "1", "block_x": "256"}
+    path = tmp_path / "profile.json"
+    path.write_text(json.dumps([
+        event("Session", "model_loading_uri", 0, 5),
+        event("Node", "/fc/MatMul_kernel_time", 10, 7, op_name="MatMul", provider="CUDAExecutionProvider"),
+        event("Kernel", "sgemm<float>", 12, 400, op_name="MatMul", **sizes),
+        event("Kernel", "MemcpyDeviceToHost", 420, 3, op_name=""),
+    ]))  # fmt: skip
+    artifact = detect.read(path)
+    kernels = artifact.tables["kernels"]
+    assert kernels["kernel"].tolist() == ["sgemm<float>", "MemcpyDeviceToHost"]
+    assert kernels["duration_ns"].tolist() == [400_000, 3_000]
+    assert kernels["onnx_nodes"].tolist() == [("/fc/MatMul",), ()]
+    assert kernels.loc[0, ["stream_id", "grid_x", "block_x"]].tolist() == [13, 12, 256]
+    assert artifact.summary["kernel_time_ns"] == 403_000
+    assert any("CUDAExecutionProvider are those of the CPU" in note for note in artifact.notes)
+    assert not any("of the CPU" in note for note in ort.read(PROFILE).notes)
 
 
 def loop_model() -> onnx.ModelProto:
