@@ -12,13 +12,14 @@ import shutil
 import tempfile
 import threading
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal
 
 import kernels
 from harness import process
+from harness.emulation.source import ENTRY, Kernel, Unit, features, stand_in, unit
 from harness.errors import BuildFailed, ToolMissing, ToolTimeout, UsageError
 from harness.record import Command, ToolRun
 
@@ -29,7 +30,7 @@ DYNAMIC_LIMIT = 227 * 1024  # bytes of shared memory that one block can ask for
 STATIC_LIMIT = 48 * 1024
 RED_ZONE = 64  # bytes between static shared variables
 
-_LANGUAGE = ("-std=gnu++17", "-w", "-fno-exceptions", "-fno-rtti", "-fno-threadsafe-statics")
+_LANGUAGE = ("-std=gnu++20", "-w", "-Wno-narrowing", "-fno-exceptions", "-fno-rtti", "-fno-threadsafe-statics")
 # -ffp-contract=off: results do not depend on the machine. The TLS options make shared variables plain addresses.
 _CODE = (
     "-fno-strict-aliasing", "-fwrapv", "-ffp-contract=off", "-fno-math-errno", "-fno-stack-protector",
@@ -50,8 +51,15 @@ _FLAVOURS: dict[Flavour, tuple[str, ...]] = {
              "--param", "asan-instrumentation-with-call-threshold=0", "--param", "asan-use-after-return=0",
              "--param", "asan-instrument-allocas=0", *_AGGREGATES),
 }  # fmt: skip
-ARCHITECTURE = "900"  # __CUDA_ARCH__
-LAYOUT = "3"  # of what is kept in the cache; another number makes all of it anew
+# What a source may ask of before it is compiled; CUDA's words themselves are macros of `words.hpp`.
+_MACROS = {
+    "PROBE_EMULATION": "1", "__CUDA_ARCH__": "900", "__CUDACC__": "1", "__NVCC__": "1", "__CUDA__": "1", "__CUDACC_VER_MAJOR__": "12",
+    "__CUDACC_VER_MINOR__": "8", "__CUDACC_VER_BUILD__": "0", "CUDA_VERSION": "12080", "CUDART_VERSION": "12080",
+    "__CUDACC_RDC__": "1", "__CUDACC_EXTENDED_LAMBDA__": "1", "__CUDACC_RELAXED_CONSTEXPR__": "1",
+}  # fmt: skip
+TWIN = "give that place a twin in C++ under #ifdef PROBE_EMULATION (docs/emulation.md)"
+MOST_MISSING = 64  # headers that only host code needs
+LAYOUT = "5"  # of what is kept in the cache; another number makes all of it anew
 
 
 @dataclass(frozen=True)
@@ -73,7 +81,8 @@ class Built:
     anchor: int  # a variable of the runtime, whose address is known there
     extent: int
     dynamic: int  # where dynamic shared memory begins
-    statics: tuple[tuple[int, int, str], ...]  # (offset, bytes, name) of each static variable
+    statics: tuple[tuple[int, int, str], ...]  # (offset, bytes, name); variables of the compiler's own have no name
+    variables: tuple[tuple[int, int, str], ...]  # (address, bytes, name) of __constant__ and __device__ variables
 
 
 def build(source: Source) -> Built:
@@ -113,19 +122,20 @@ _locks: defaultdict[object, threading.Lock] = defaultdict(threading.Lock)
 
 def _build(source: Source) -> tuple[_Stamps, Built]:
     with tempfile.TemporaryDirectory(prefix="probe-build-") as folder:
-        text = _preprocess(source, Path(folder))
-        _refuse_assembly(text)
-        stamps = _Stamps.of(path for path in _files(text) if path.is_file())
-        there = entry_points(text)
-        entries = tuple(dict.fromkeys((*(name for name, c_linkage in there.items() if c_linkage), *source.entries)))
-        _check_entries(source, tuple(there))
-        key = _digest(LAYOUT, text, repr(entries), repr(sorted(source.defines)), _toolchain(source.flavour))
+        made = _read(source, Path(folder))
+        stamps = _Stamps.of(path for path in made.files if path.is_file())
+        for entry in source.entries:
+            _find_entry(source, entry, made.kernels)
+        exported = (kernel.name for kernel in made.kernels if kernel.exported)
+        entries = tuple(dict.fromkeys((*exported, *source.entries)))
+        asked = repr((made.headers, made.entries, entries, _asserts(source)))
+        key = _digest(LAYOUT, made.text, asked, _toolchain(source.flavour))
         kept = cache() / f"{source.path.stem}-{key}"
         if not (kept / "layout.json").is_file():
-            _compile(source, entries, Path(folder))
+            _compile(source, made, entries, Path(folder))
             _keep(Path(folder), kept)
     layout = json.loads((kept / "layout.json").read_text(encoding="utf-8"))
-    layout["statics"] = tuple(tuple(one) for one in layout["statics"])
+    layout |= {name: tuple(tuple(one) for one in layout[name]) for name in ("statics", "variables")}
     return stamps, Built(program=kept / "kernel", entries=entries, **layout)
 
 
@@ -198,8 +208,7 @@ def _run(argv: Sequence[str], folder: Path, stem: str = "compiler") -> ToolRun:
     return process.run(Command(tuple(argv), BUILD_LIMIT_S, {"LC_ALL": "C"}), folder / stem)
 
 
-def _must(argv: Sequence[str], folder: Path, what: str) -> None:
-    run = _run(argv, folder)
+def _must(run: ToolRun, what: str) -> None:
     if run.timed_out:
         raise ToolTimeout(f"{what} took longer than {BUILD_LIMIT_S:g} s", run)
     if not run.ok:
@@ -213,124 +222,120 @@ def _shorten(words: str) -> str:
     return words.replace(f"{HEADERS}{os.sep}", "").strip()
 
 
-def _includes(source: Source) -> tuple[str, ...]:
-    return ("-I", str(HEADERS), "-I", str(source.path.resolve().parent), "-I", str(CUDA_HEADERS))
+def _macro_lines(source: Source) -> str:
+    return "".join(f"#define {name} {value}\n" for name, value in (*_MACROS.items(), *source.defines))
 
 
-def _define_lines(source: Source) -> str:
-    return "".join(f"#define {name} {value}\n" for name, value in source.defines)
+def _stand_ins(folder: Path) -> tuple[str, ...]:
+    return ("-isystem", str(HEADERS), "-isystem", str(folder / "empty"))
+
+
+def _asserts(source: Source) -> bool:
+    return all(name != "NDEBUG" for name, _ in source.defines)
 
 
 # ---- looking at the source
 
 
-def _preprocess(source: Source, folder: Path) -> str:
+def _read(source: Source, folder: Path) -> Unit:
     """The source with its own headers and macros expanded, CUDA's words left as they are."""
-    probe = folder / "scan.cpp"
-    macros = f"#define PROBE_EMULATION 1\n#define PROBE_EMULATION_SCAN 1\n#define __CUDA_ARCH__ {ARCHITECTURE}\n"
-    macros += "#define __CUDACC__ 1\n"
-    probe.write_text(f'{macros}{_define_lines(source)}#include "{source.path.resolve()}"\n', encoding="utf-8")
-    out = folder / "scan.ii"
-    _must(
-        (_compiler(), *_LANGUAGE, "-E", *_includes(source), str(probe), "-o", str(out)),
-        folder,
-        f"preprocessing {source.path}",
+    probe, out, empty = folder / "scan.cpp", folder / "scan.ii", folder / "empty"
+    wanted = "".join(f"{ENTRY} {entry}\n" for entry in source.entries)  # whose arguments may be macros of the source
+    text = f'{_macro_lines(source)}#include "{source.path.resolve()}"\n{wanted}'
+    probe.write_text(text, encoding="utf-8")
+    argv = (_compiler(), *_LANGUAGE, "-E", "-I", str(source.path.resolve().parent), "-I", str(CUDA_HEADERS),
+            *_stand_ins(folder), str(probe), "-o", str(out))  # fmt: skip
+    for header in _INCLUDE.findall(source.path.read_text(encoding="utf-8", errors="replace")):
+        _stand_in(header, empty)
+    for _ in range(MOST_MISSING):  # those that other files include are learnt one by one
+        run = _run(argv, folder)
+        words = run.stderr.read_text(encoding="utf-8", errors="replace")
+        missing = re.search(r"fatal error: (\S+): No such file or directory", words)
+        if run.ok or missing is None or not _stand_in(missing[1], empty):
+            break
+    if not run.ok and missing is not None:
+        raise _no_header(source, missing[1], words)
+    _must(run, f"preprocessing {source.path}")
+    return unit(out.read_text(encoding="utf-8", errors="replace"), folder)
+
+
+_INCLUDE = re.compile(r'^[ \t]*#[ \t]*include[ \t]*[<"]([\w./]+)[>"]', re.MULTILINE)
+
+
+def _stand_in(header: str, folder: Path) -> bool:
+    """Make what stands for a header of CUDA's or of a library; whether anything does."""
+    content = stand_in(header)
+    if content is None or ".." in header.split("/") or (HEADERS / header).exists():
+        return False
+    (folder / header).parent.mkdir(parents=True, exist_ok=True)
+    (folder / header).write_text(content, encoding="utf-8")
+    return True
+
+
+def _no_header(source: Source, header: str, words: str) -> BuildFailed:
+    place = re.search(rf"([^/\s:]+:\d+):\d+: fatal error: {re.escape(header)}", words)
+    return BuildFailed(
+        f"{place[1] if place else source.path.name}: {header}: there is no such header, and the emulation has none",
+        hint="leave the #include out under #ifndef PROBE_EMULATION, with what needs it (docs/emulation.md)",
     )
-    return out.read_text(encoding="utf-8", errors="replace").replace(str(folder), "")
 
 
-_MARKER = re.compile(r'^# (\d+) "((?:[^"\\]|\\.)*)"([ \d]*)$')
-
-
-def _own_lines(text: str) -> Iterator[tuple[str, int, str]]:
-    """(file, line, text) of the lines that are not of the system's headers."""
-    file, number, system = "", 0, False
-    for line in text.splitlines():
-        if found := _MARKER.match(line):
-            file, number, system = found[2], int(found[1]), "3" in found[3].split()
-            continue
-        if not system and line.strip():
-            yield file, number, line
-        number += 1
-
-
-def _files(text: str) -> list[Path]:
-    """The files that the text was made of, also those of which nothing but macros came."""
-    return sorted({Path(found[2]) for line in text.splitlines() if (found := _MARKER.match(line))})
-
-
-def _refuse_assembly(text: str) -> None:
-    for file, number, line in _own_lines(text):
-        if re.search(r"\b(asm|__asm__)\b\s*(volatile|__volatile__)?\s*\(", line):
-            raise BuildFailed(
-                f"{Path(file).name}:{number}: inline PTX cannot be run on the CPU",
-                hint="give that place a twin in C++ under #ifdef PROBE_EMULATION (docs/emulation.md)",
-            )
-
-
-_ENTRY = re.compile(r"__global__\b((?:(?!__global__)[^;{}])*?)\b([A-Za-z_]\w*)\s*\(")
-_ATTRIBUTES = re.compile(r"\b(__launch_bounds__|__maxnreg__|__cluster_dims__|__attribute__|alignas|__align__)\s*(?=\()")
-
-
-def entry_points(text: str) -> dict[str, bool]:
-    """The kernels in a preprocessed source, and whether each has C linkage and is no template."""
-    flat = _without_attributes("\n".join(line for _, _, line in _own_lines(text)))
-    found: dict[str, bool] = {}
-    for match in _ENTRY.finditer(flat):
-        before = flat[max(0, match.start() - 40) : match.start()]
-        c_linkage = re.search(r'extern\s*"C"\s*(static\s+|inline\s+)?$', before) is not None
-        found[match[2]] = found.get(match[2], False) or c_linkage
-    return found
-
-
-def _without_attributes(text: str) -> str:
-    """The text without __launch_bounds__(...) and the like, whose parentheses would be taken for parameters."""
-    parts, at = [], 0
-    for match in _ATTRIBUTES.finditer(text):
-        if match.start() < at:
-            continue
-        parts.append(text[at : match.start()])
-        at, depth = match.end(), 0
-        while at < len(text):
-            depth += (text[at] == "(") - (text[at] == ")")
-            at += 1
-            if depth == 0:
-                break
-    return "".join((*parts, text[at:]))
-
-
-def _check_entries(source: Source, there: tuple[str, ...]) -> None:
-    for entry in source.entries:
-        if not re.fullmatch(r"[A-Za-z_:][\w:]*(<[\w\s:,<>+*-]*>)?", entry):
-            raise UsageError(f"{entry!r} is no name of a kernel")
-        name = entry.partition("<")[0].rpartition("::")[2]
-        if name not in there:
-            listed = ", ".join(there) or "none"
-            raise UsageError(f"{source.path.name} has no kernel {entry}", hint=f"its kernels: {listed}")
+def _find_entry(source: Source, entry: str, kernels: Sequence[Kernel]) -> None:
+    if not re.fullmatch(r"[A-Za-z_:][\w:]*(<[\w\s:,<>+*&-]*>)?", entry):
+        raise UsageError(f"{entry!r} is no name of a kernel")
+    name = entry.partition("<")[0]
+    found = [kernel for kernel in kernels if f"::{kernel.name}".endswith(f"::{name.removeprefix('::')}")]
+    if not found:
+        listed = ", ".join(dict.fromkeys(kernel.name for kernel in kernels)) or "none"
+        raise UsageError(f"{source.path.name} has no kernel {entry}", hint=f"its kernels: {listed}")
+    if len(found) > 1 and "<" not in entry and len({kernel.name for kernel in found}) == 1:
+        raise UsageError(
+            f"{source.path.name} has {len(found)} kernels called {entry}, which its name does not tell apart",
+            hint='a name of its own: extern "C" __global__ void NAME(...), which does the same',
+        )
 
 
 # ---- compiling
 
 
-def _compile(source: Source, entries: tuple[str, ...], folder: Path) -> None:
+def _compile(source: Source, made: Unit, entries: tuple[str, ...], folder: Path) -> None:
     """Writes `kernel` and `layout.json` into the folder."""
-    unit, assembly = folder / "unit.cpp", folder / "unit.s"
+    code, assembly = folder / "unit.cpp", folder / "unit.s"
+    headers = "".join(f'#include "{header}"\n' for header in (*made.headers, HEADERS / "words.hpp"))
+    expanded = dict(zip(source.entries, made.entries, strict=True))
     names = "".join(
-        f"static const probe_emulation::Enlisted<&{entry}> probe_entry_{number}({json.dumps(entry)});\n"
+        f"static const probe_emulation::Enlisted<&{expanded.get(entry, entry)}> probe_entry_{number}({json.dumps(entry)});\n"
         for number, entry in enumerate(entries)
     )
-    unit.write_text(
-        f'#include "probe_emulation.hpp"\n#define __CUDA_ARCH__ {ARCHITECTURE}\n{_define_lines(source)}'
-        f'#include "{source.path.resolve()}"\n#undef alignas\n#line 1 "entries"\n{names}',
-        encoding="utf-8",
-    )  # fmt: skip
+    switch = "" if _asserts(source) else "#define NDEBUG\n"
+    code.write_text(f'{switch}{headers}{made.text}#line 1 "entries"\n{names}', encoding="utf-8")
     runtime = _runtime(source.flavour)
-    _must((_compiler(), *_flags(source.flavour), *_includes(source), "-include", str(runtime / "probe_emulation.hpp"),
-           "-S", str(unit), "-o", str(assembly)), folder, f"compiling {source.path}")  # fmt: skip
+    argv = (_compiler(), *_flags(source.flavour), "-I", str(HEADERS), "-include", str(runtime / "probe_emulation.hpp"),
+            "-S", str(code), "-o", str(assembly))  # fmt: skip
+    run = _run(argv, folder)
+    if not run.ok and not run.timed_out:
+        _tell_of_features(made, run)
+        if not made.changed:  # as the user wrote it: the compiler then speaks of the user's macros and columns
+            code.write_text(f'{switch}#include "words.hpp"\n{_macro_lines(source)}#include "{source.path.resolve()}"\n')
+            own = _run(
+                (*argv, "-I", str(source.path.resolve().parent), "-I", str(CUDA_HEADERS), *_stand_ins(folder)),
+                folder,
+                "own",
+            )
+            run = run if own.ok else own
+    _must(run, f"compiling {source.path}")
     assembly.write_text(_arrange_shared(assembly.read_text(encoding="utf-8")), encoding="utf-8")
     objects = (str(assembly), *(str(runtime / f"{name}.o") for name in _RUNTIME))
-    _must((_compiler(), "-no-pie", "-o", str(folder / "kernel"), *objects), folder, f"linking {source.path}")
+    _must(_run((_compiler(), "-no-pie", "-o", str(folder / "kernel"), *objects), folder), f"linking {source.path}")
     (folder / "layout.json").write_text(json.dumps(_layout(folder, source)), encoding="utf-8")
+
+
+def _tell_of_features(made: Unit, run: ToolRun) -> None:
+    """The compiler's words about something that it does not know are of no help where we do know what it is."""
+    words = run.stderr.read_text(encoding="utf-8", errors="replace")
+    for place, word, what in features(made):
+        if f"{place}:" in words:
+            raise BuildFailed(f"{place}: {word}: {what}: not emulated", hint=TWIN)
 
 
 _RUNTIME = ("runtime", "checks", "locals")
@@ -351,12 +356,12 @@ def _runtime_folder(flavour: Flavour) -> Path:
     beside = Path(tempfile.mkdtemp(prefix=".", dir=kept.parent))
     try:
         for name in _RUNTIME:
-            _must((_compiler(), *plain, "-O2", "-c", str(HEADERS / f"{name}.cpp"), "-o", str(beside / f"{name}.o")),
-                  beside, f"compiling the emulation's {name}")  # fmt: skip
+            argv = (*plain, "-O2", "-c", str(HEADERS / f"{name}.cpp"), "-o", str(beside / f"{name}.o"))
+            _must(_run((_compiler(), *argv), beside), f"compiling the emulation's {name}")
         (beside / "probe_emulation.hpp").write_text(f'#include "{HEADERS / "probe_emulation.hpp"}"\n', encoding="utf-8")
         header = str(beside / "probe_emulation.hpp")
-        _must((_compiler(), *_flags(flavour), "-x", "c++-header", header, "-o", f"{header}.gch"),
-              beside, "compiling the emulation's header")  # fmt: skip
+        argv = (*_flags(flavour), "-x", "c++-header", header, "-o", f"{header}.gch")
+        _must(_run((_compiler(), *argv), beside), "compiling the emulation's header")
         try:
             beside.rename(kept)
         except OSError:
@@ -393,18 +398,23 @@ def _arrange_shared(assembly: str) -> str:
 
 def _layout(folder: Path, source: Source) -> dict[str, object]:
     """Where the thread-local variables, which are the shared ones, lie."""
-    _must(("nm", "-S", "--defined-only", str(folder / "kernel")), folder, "reading symbols")
-    symbols = _thread_local(folder)
+    symbols, variables = _symbols(folder, "TLS"), _symbols(folder, "OBJECT")
     anchor = symbols.pop("_ZN15probe_emulation6anchorE")[0]
     dynamic = symbols.pop("probe_dynamic_shared")[0]
     statics = sorted((begin, size, plain_name(name)) for name, (begin, size) in symbols.items() if size)
-    if (total := sum(size for _, size, _ in statics)) > STATIC_LIMIT:
+    if (total := sum(size for _, size, name in statics if name)) > STATIC_LIMIT:
         raise BuildFailed(
             f"{source.path.name}: static shared memory: expected at most {STATIC_LIMIT} bytes, got {total}",
             hint="extern __shared__, which can be larger",
         )
     extent = max((begin + size for begin, size, _ in (*statics, (dynamic, DYNAMIC_LIMIT, "")))) + RED_ZONE
-    return asdict(_Layout(anchor, extent, dynamic, tuple(statics)))
+    known = tuple(
+        (begin, size, plain_name(name)) for name, (begin, size) in variables.items() if size and not _OURS.search(name)
+    )
+    return asdict(_Layout(anchor, extent, dynamic, tuple(statics), known))
+
+
+_OURS = re.compile(r"probe_|^(_[^Z]|[a-z]\w*\.)|threadIdx|blockIdx|blockDim|gridDim")  # and the C library's
 
 
 @dataclass(frozen=True)
@@ -413,10 +423,15 @@ class _Layout:
     extent: int
     dynamic: int
     statics: tuple[tuple[int, int, str], ...]
+    variables: tuple[tuple[int, int, str], ...]
 
 
 def plain_name(symbol: str) -> str:
-    """The variable's own name in a mangled one: `_ZZ4raceE4tile` is `tile`; each part stands behind its length."""
+    """The variable's own name in a mangled one: `_ZZ4raceE4tile` is `tile`; each part stands behind its length.
+
+    None, as text, for the compiler's mark that a variable has been initialised."""
+    if symbol.startswith("_ZGV"):
+        return ""
     name, at = symbol, 0
     while symbol.startswith("_Z") and (found := re.compile(r"\d+").search(symbol, at)):
         at = found.end() + int(found[0])
@@ -424,12 +439,12 @@ def plain_name(symbol: str) -> str:
     return name
 
 
-def _thread_local(folder: Path) -> dict[str, tuple[int, int]]:
-    """name -> (offset, bytes), of `readelf`'s symbols of type TLS."""
+def _symbols(folder: Path, kind: str) -> dict[str, tuple[int, int]]:
+    """name -> (offset or address, bytes), of `readelf`'s symbols of a kind."""
     run = _run(("readelf", "-sW", str(folder / "kernel")), folder, "symbols")
     places = {}
     for line in run.stdout.read_text(encoding="utf-8", errors="replace").splitlines():
         words = line.split()
-        if len(words) >= 8 and words[3] == "TLS" and words[6] != "UND":
+        if len(words) >= 8 and words[3] == kind and words[6] != "UND":
             places[words[7]] = (int(words[1], 16), int(words[2], 0))
     return places

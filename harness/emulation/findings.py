@@ -68,6 +68,12 @@ def _without_echoes(rows: Sequence[Row]) -> Iterator[Row]:
     return (row for row in rows if row["kind"] != _INDEX or line_of(row) not in accesses)
 
 
+def line_at(told: Told) -> Line:
+    """Where the event that has a `pc` comes from."""
+    pc = told.event["pc"]
+    return next(iter(_frames(told.program, [pc]).get(pc, ())), Line())
+
+
 def line_of(row: Row) -> tuple[Any, ...]:
     """Launch, kernel, file and line of a finding."""
     return tuple(row[name] for name in ("launch_id", "kernel", "file", "line"))
@@ -149,7 +155,7 @@ class _Context:
     def _where_shared(self, offset: int) -> str:
         if offset >= self.built.dynamic:
             return f"at byte {offset - self.built.dynamic} of dynamic shared memory"
-        before = [static for static in self.built.statics if static[0] <= offset]
+        before = [static for static in self.built.statics if static[0] <= offset and static[2]]
         if not before:
             return "before all shared variables"
         begin, size, name = before[-1]
@@ -245,6 +251,10 @@ _WORDS: dict[str, Callable[[_Context], tuple[str, str]]] = {
     ),
     "index": _plain(_INDEX, "{text} is out of its bounds"),
     "shift": _plain("Undefined shift", "{text}: more than the type has bits, for which C++ defines no result"),
+    "leading": _plain(
+        "Warp error",
+        "a matrix of wmma has rows of {number} bytes: its leading dimension must be a multiple of 16 bytes",
+    ),
     "trap": _plain("Trap", "the kernel called __trap()"),
     "assert": _plain("Device-side assert", "Assertion `{text}` failed"),
     "stack": _plain("Stack overflow", "a thread used more than 256 KiB of stack"),

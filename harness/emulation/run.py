@@ -18,11 +18,11 @@ from typing import Any
 import numpy as np
 
 from harness import process
-from harness.emulation.build import DYNAMIC_LIMIT, Built, Flavour, Source, build
-from harness.emulation.findings import Row, Told, product_row, rows_of
+from harness.emulation.build import DYNAMIC_LIMIT, TWIN, Built, Flavour, Source, build
+from harness.emulation.findings import Row, Told, line_at, product_row, rows_of
 from harness.emulation.gemm import multiply
 from harness.emulation.memory import Arena, Array, arena_bytes
-from harness.errors import ToolFailed, UsageError
+from harness.errors import BuildFailed, ToolFailed, UsageError
 from harness.record import Command
 from kernels.plan import Gemm, Launch, Pointer, Step
 
@@ -94,6 +94,7 @@ def run(
     timeout_s: float = 60.0,
     step_limit: int = STEP_LIMIT,
     uninitialised: Sequence[str] = (),
+    variables: Mapping[str, Array] | None = None,
     folder: Path | None = None,
 ) -> Emulated:
     """Run `steps` over `arrays` (bfloat16 as uint16), which are not changed; results are in what is returned.
@@ -101,6 +102,7 @@ def run(
     `checks`: "none", "all" (memory, race, init), some of memory, race, init, grid, or "asan" alone. Barriers, deadlocks,
     time-outs and writes beyond buffers are told in any case. `timeout_s` is for each program, without its compilation.
     `uninitialised` names buffers whose contents must not be read before they are written (check `init`).
+    `variables` are contents of `__constant__` and `__device__` variables by name, as cudaMemcpyToSymbol would copy them.
     With `folder`, the findings are written there as `emulation.jsonl`, which `probe report` reads.
 
     Raises BuildFailed if a source does not compile, UsageError if a launch does not fit its kernel or CUDA's limits.
@@ -110,6 +112,8 @@ def run(
     for number, step in enumerate(steps):
         _check(number, step, arrays)
     programs = _programs(steps, _flavour(wanted))
+    settings = {name: np.ascontiguousarray(value) for name, value in (variables or {}).items()}
+    _check_variables(programs, settings)
     with _scratch(arena_bytes(arrays)) as place:
         arena = Arena(place / "arena", arrays, uninitialised if "init" in wanted else ())
         events: list[Told] = []
@@ -120,7 +124,7 @@ def run(
                 read = multiply(part.step, arena)
                 rows += (product_row(part.number, one, arena.places[arena.index[one.buffer]]) for one in read)
                 continue
-            told, complete = _run_program(part, arena, limits, place / f"emulation-{number}")
+            told, complete = _run_program(part, arena, limits, settings, place / f"emulation-{number}")
             events += told
             if not complete:
                 break
@@ -219,7 +223,7 @@ def _key(step: Step) -> tuple[Any, ...] | None:
 
 def _check_shared(program: _Program) -> None:
     static = sum(
-        size for _, size, _ in program.built.statics
+        size for _, size, name in program.built.statics if name
     )  # of all kernels of the source: what one has is not known
     for number, launch in program.launches:
         if len(program.built.entries) == 1 and static + launch.shared_bytes > DYNAMIC_LIMIT:
@@ -227,6 +231,18 @@ def _check_shared(program: _Program) -> None:
                 f"step {number} ({launch.entry}): shared memory: expected at most {DYNAMIC_LIMIT} bytes, got "
                 f"{static} static and {launch.shared_bytes} dynamic"
             )
+
+
+def _check_variables(programs: Sequence[_Program | _Product], settings: Mapping[str, Array]) -> None:
+    there = {name: size for part in programs if isinstance(part, _Program) for _, size, name in part.built.variables}
+    for name, value in settings.items():
+        if name not in there:
+            raise UsageError(
+                f"no __constant__ or __device__ variable is called {name}",
+                hint=f"there are: {', '.join(there) or 'none'}",
+            )
+        if value.nbytes != there[name]:
+            raise UsageError(f"{name}: expected {there[name]} bytes, got {value.nbytes} ({value.dtype} {value.shape})")
 
 
 # ---- the run
@@ -241,9 +257,11 @@ def _scratch(size: int) -> Iterator[Path]:
         yield Path(made)
 
 
-def _run_program(program: _Program, arena: Arena, limits: _Limits, stem: Path) -> tuple[list[Told], bool]:
+def _run_program(
+    program: _Program, arena: Arena, limits: _Limits, settings: Mapping[str, Array], stem: Path
+) -> tuple[list[Told], bool]:
     plan, events = stem.with_suffix(".plan"), stem.with_suffix(".events")
-    plan.write_text("\n".join(_plan_lines(program, arena, limits)) + "\n", encoding="ascii")
+    plan.write_text("\n".join(_plan_lines(program, arena, limits, settings)) + "\n", encoding="ascii")
     events.unlink(missing_ok=True)
     files = (plan, events, arena.path, *((arena.marks,) if arena.marks else ()))
     argv = (str(program.built.program), *map(str, files))
@@ -252,6 +270,8 @@ def _run_program(program: _Program, arena: Arena, limits: _Limits, stem: Path) -
     for one in told:
         if one.event["event"] == "misfit":
             raise _misfit(one.event, dict(program.launches)[one.event["launch"]])
+        if one.event["event"] == "refused":
+            raise BuildFailed(f"{line_at(one)}: {one.event['text']}", hint=TWIN)
     if done.returncode == 0:
         return told, True
     if done.returncode != _ENDED and not done.timed_out and done.signal is None:
@@ -282,14 +302,17 @@ def _events(path: Path, program: _Program) -> Iterator[Told]:
         yield Told(program.built, json.loads(line))
 
 
-def _plan_lines(program: _Program, arena: Arena, limits: _Limits) -> Iterator[str]:
+def _plan_lines(program: _Program, arena: Arena, limits: _Limits, settings: Mapping[str, Array]) -> Iterator[str]:
     built = program.built
     yield f"{limits.seconds:.6f} {limits.steps} {MEMORY_LIMIT + SHADOW * arena.bytes} {limits.checks} {arena.bytes}"
     yield str(len(arena.places))
     for place in arena.places:
         yield f"{place.offset} {place.size} {int(place.name not in arena.undefined)}"
     yield f"{built.anchor} {built.extent} {built.dynamic} {len(built.statics)}"
-    yield from (f"{begin} {size}" for begin, size, _ in built.statics)
+    yield from (f"{begin} {size} {int(not name)}" for begin, size, name in built.statics)
+    given = [(address, settings[name].tobytes()) for address, _, name in built.variables if name in settings]
+    yield str(len(given))
+    yield from (f"{address} {len(content)} {content.hex(' ')}" for address, content in given)
     yield str(len(program.launches))
     for number, launch in program.launches:
         sizes = " ".join(map(str, (*launch.grid, *launch.block, launch.shared_bytes, len(launch.arguments))))

@@ -7,13 +7,13 @@
 namespace probe_emulation {
 
 template <class T, class Change>
-__attribute__((no_sanitize("thread", "address"), always_inline)) inline T atomically(T* address, Change change) {
+PROBE_INLINE T atomically(T* address, Change change) {
     atomic_access((const void*)address, sizeof(T));
     T old;
-    __builtin_memcpy(&old, (const void*)address, sizeof old);
+    copy_unseen(&old, (const void*)address, sizeof old);
     const T now = change(old);
     if (__builtin_memcmp(&now, &old, sizeof now) == 0) yield();
-    else __builtin_memcpy((void*)address, &now, sizeof now);
+    else copy_unseen((void*)address, &now, sizeof now);
     return old;
 }
 
@@ -59,4 +59,10 @@ PROBE_INLINE T atomicCAS_block(T* address, probe_emulation::same<T> expected, pr
 template <class T>
 PROBE_INLINE T atomicCAS_system(T* address, probe_emulation::same<T> expected, probe_emulation::same<T> value) {
     return atomicCAS(address, expected, value);
+}
+
+// Element by element.
+PROBE_INLINE float2 atomicAdd(float2* address, float2 v) { return {atomicAdd(&address->x, v.x), atomicAdd(&address->y, v.y)}; }
+PROBE_INLINE float4 atomicAdd(float4* address, float4 v) {
+    return {atomicAdd(&address->x, v.x), atomicAdd(&address->y, v.y), atomicAdd(&address->z, v.z), atomicAdd(&address->w, v.w)};
 }

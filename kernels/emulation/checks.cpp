@@ -86,7 +86,8 @@ struct Cell {
 
 Cell* shared_cells;
 std::uint32_t* shared_written;  // the serial of the block that wrote a byte
-unsigned char* shared_valid;    // 1: in a static variable
+enum Valid : unsigned char { nothing, variable, guard };
+Valid* shared_valid;            // what lies at a byte
 std::vector<Cell*> global_cells;
 
 template <class T>
@@ -100,8 +101,8 @@ void make_shadows() {
     const std::size_t bytes = machine.locals_end - machine.locals;
     shared_cells = shadow<Cell>(bytes);
     shared_written = shadow<std::uint32_t>(bytes);
-    shared_valid = shadow<unsigned char>(bytes);
-    for (const Region& region : machine.statics) memset(shared_valid + region.begin, 1, region.bytes);
+    shared_valid = shadow<Valid>(bytes);
+    for (const Region& region : machine.statics) memset(shared_valid + region.begin, region.guard ? guard : variable, region.bytes);
     if (machine.checks.grid)
         for (const Buffer& buffer : machine.buffers) global_cells.push_back(shadow<Cell>(buffer.end - buffer.begin));
 }
@@ -145,7 +146,7 @@ bool shared_bounds(const At& at, std::uintptr_t offset) {
     const std::uintptr_t dynamic = machine.dynamic - machine.locals;
     if (offset >= dynamic && offset + at.size <= dynamic + machine.dynamic_bytes) return true;
     bool inside = offset + at.size <= machine.locals_end - machine.locals;
-    for (unsigned i = 0; inside && i < at.size; ++i) inside = shared_valid[offset + i] == 1;
+    for (unsigned i = 0; inside && i < at.size; ++i) inside = shared_valid[offset + i] == variable;
     if (inside) return true;
     char text[80] = "";
     if (offset >= dynamic) snprintf(text, sizeof text, "the launch has %u bytes of it", machine.dynamic_bytes);
@@ -155,7 +156,7 @@ bool shared_bounds(const At& at, std::uintptr_t offset) {
 }
 
 void init_shared(const At& at, std::uintptr_t offset) {
-    if (!at.write || at.atomic)
+    if (at.reads)
         for (unsigned i = 0; i < at.size; ++i)
             if (shared_written[offset + i] != machine.block_serial) {
                 report({.kind = "uninitialised", .pc = at.pc, .address = at.address, .size = at.size, .write = 0,
@@ -174,6 +175,7 @@ bool is_misaligned(const At& at) { return at.aligned && (at.size & (at.size - 1)
 
 void shared_access(const At& at) {
     const std::uintptr_t offset = at.address - machine.locals;
+    if (shared_valid[offset] == guard) return;
     const bool fits = shared_bounds(at, offset);
     if (machine.checks.memory && fits && is_misaligned(at)) misaligned(at, "shared", -1, (long)offset);
     if (!fits) return;
@@ -200,7 +202,7 @@ void init_global(const At& at, int index) {
     Buffer& buffer = machine.buffers[(std::size_t)index];
     if (!buffer.written) return;
     const std::size_t offset = at.address - buffer.begin;
-    if (!at.write || at.atomic)
+    if (at.reads)
         for (unsigned i = 0; i < at.size; ++i)
             if (!buffer.written[offset + i]) {
                 report({.kind = "uninitialised", .pc = at.pc, .address = at.address, .size = at.size, .write = 0,
@@ -290,9 +292,9 @@ void look(const At& at) {
                         .buffer = nearest(at.address), .offset = (long)(at.address - machine.buffers[(std::size_t)nearest(at.address)].begin)});
 }
 
-__attribute__((noinline)) void atomic_access(const void* address, unsigned size) {
+__attribute__((noinline)) void atomic_access(const void* address, unsigned size, bool reads) {
     if (!shared_cells) return;
-    const At at{(std::uintptr_t)address, size, true, true, true, (Pc)__builtin_return_address(0)};
+    const At at{(std::uintptr_t)address, size, true, true, true, (Pc)__builtin_return_address(0), reads};
     look(at);
     if (!machine.checks.race || !machine.current) return;
     Thread& thread = *machine.current;
@@ -313,6 +315,11 @@ __attribute__((noinline)) void atomic_access(const void* address, unsigned size)
 
 __attribute__((noinline)) void touch(const void* address, std::size_t size, bool write) {
     if (size) look({(std::uintptr_t)address, (unsigned)size, write, false, false, (Pc)__builtin_return_address(0)});
+}
+
+__attribute__((noinline)) void require_alignment(const void* address, unsigned bytes) {
+    if (machine.checks.memory && (std::uintptr_t)address % bytes)
+        misaligned({(std::uintptr_t)address, bytes, false, false, true, (Pc)__builtin_return_address(0)});
 }
 
 void fence() { machine.current->fenced = true; }

@@ -38,6 +38,7 @@ struct Buffer {
 
 struct Region {  // of shared memory, relative to the thread-local block
     std::uintptr_t begin, bytes;
+    bool guard;  // the compiler's own: whether a variable beside it has been initialised; no variable of CUDA's is, by it
 };
 
 struct Checks {
@@ -88,6 +89,7 @@ struct At {  // an access
     unsigned size;
     bool write, atomic, aligned;
     Pc pc;
+    bool reads = !write || atomic;
 };
 void look(const At& at);            // checks.cpp: every access of a kernel
 void look_local(const At& at);      // locals.cpp: one to a stack

@@ -1,5 +1,5 @@
-// CUDA C++ for g++: included before a `.cu` file, it gives the language's words and functions their meaning on the CPU.
-// The headers of the library come first, because `alignas` becomes a macro below.
+// CUDA C++ for g++: what comes before a `.cu` file. The language's words, which are macros, follow in words.hpp, after
+// the headers of the library that the file includes.
 #pragma once
 
 #include <float.h>
@@ -30,7 +30,9 @@
 #include <utility>
 
 #include "atomics.hpp"
+#include "host.hpp"
 #include "intrinsics.hpp"
+#include "ptx.hpp"
 #include "runtime.hpp"
 #include "small_floats.hpp"
 #include "vectors.hpp"
@@ -77,44 +79,3 @@ struct Enlisted<kernel> {
 };
 
 }  // namespace probe_emulation
-
-#define PROBE_EMULATION 1
-#define __CUDACC__ 1
-#define __CUDA__ 1
-#define __CUDACC_VER_MAJOR__ 12
-#define __CUDACC_VER_MINOR__ 8
-
-#define __global__
-#define __device__
-#define __host__
-#define __constant__
-#define __managed__
-#define __grid_constant__
-#define __shared__ thread_local  // one operating system thread runs a block: its variables are the block's
-#define __launch_bounds__(...)
-#define __maxnreg__(...)
-#define __cluster_dims__(...)
-#define __forceinline__ inline __attribute__((always_inline))
-#define __noinline__ __attribute__((noinline))
-#define __align__(...) __attribute__((aligned(__VA_ARGS__)))
-#define __builtin_align__(...) __attribute__((aligned(__VA_ARGS__)))
-#define alignas(...) __attribute__((aligned(__VA_ARGS__)))  // where CUDA takes it and C++ does not
-
-#define CUDART_INF_F __builtin_inff()
-#define CUDART_NAN_F __builtin_nanf("")
-#define CUDART_INF __builtin_inf()
-#define CUDART_NAN __builtin_nan("")
-#define CUDART_PI_F 3.141592654f
-#define CUDART_PI 3.1415926535897931e+0
-
-#define memcpy(to, from, bytes) probe_emulation::copy(to, from, bytes)
-#define memmove(to, from, bytes) probe_emulation::copy(to, from, bytes)
-#define memset(to, byte, bytes) probe_emulation::fill(to, byte, bytes)
-#define printf(...) probe_emulation::print(__VA_ARGS__)
-#undef assert
-#ifdef NDEBUG
-#define assert(condition) ((void)0)
-#else
-#define assert(condition) ((condition) ? (void)0 : probe_emulation::fail_assertion(#condition, __FILE__, __LINE__))
-#endif
-#define clock() ((int)clock64())

@@ -462,6 +462,35 @@ __attribute__((noinline)) void fail_assertion(const char* text, const char*, uns
     report_and_end({.kind = "assert", .pc = (Pc)__builtin_return_address(0), .text = text});
 }
 
+namespace {
+
+[[noreturn]] void refuse_at(Pc pc, const char* what) {
+    say("{\"event\":\"refused\",\"launch\":%d,\"pc\":%lu,\"text\":%s}\n", machine.launch, (unsigned long)pc,
+        quoted(what, strlen(what)).c_str());
+    end_process(4);
+}
+
+}  // namespace
+
+__attribute__((noinline)) void refuse(const char* what) { refuse_at((Pc)__builtin_return_address(0), what); }
+
+__attribute__((noinline)) void grid_barrier() {
+    if (gridDim.x * gridDim.y * gridDim.z != 1)
+        refuse_at((Pc)__builtin_return_address(0), "a barrier of the whole grid is not emulated where it has more than one block");
+    meet_block(0, 0, Reduction::none, 0, (Pc)__builtin_return_address(0));
+}
+
+void copy_unseen(void* to, const void* from, unsigned size) { memcpy(to, from, size); }
+
+constexpr unsigned window = 1u << 20;  // where dynamic shared memory begins in it; static variables lie around that
+
+unsigned shared_window(const void* address) { return (unsigned)((std::uintptr_t)address - machine.dynamic) + window; }
+unsigned char* from_shared_window(unsigned at) { return (unsigned char*)machine.dynamic + (std::ptrdiff_t)at - window; }
+
+__attribute__((noinline)) void bad_leading_dimension(unsigned bytes) {
+    report({.kind = "leading", .pc = (Pc)__builtin_return_address(0), .number = bytes});
+}
+
 unsigned char* warpgroup_buffer(unsigned bytes) {
     static unsigned char buffers[barriers_of_groups][128 * 512];
     if (bytes > sizeof buffers[0]) report_and_end({.kind = "exchange", .pc = machine.current->pc, .number = bytes / 128});
@@ -614,6 +643,16 @@ bool fits(const Parameter& parameter, char kind, std::size_t size) {
     return parameter.kind == kind || (kind == 'b' && (parameter.kind == real || parameter.kind == integer));
 }
 
+std::vector<unsigned char> content(FILE* plan) {  // size hex
+    std::vector<unsigned char> bytes((std::size_t)number(plan));
+    for (unsigned char& byte : bytes) {
+        unsigned value;
+        if (fscanf(plan, " %2x", &value) != 1) bad_plan("a value");
+        byte = (unsigned char)value;
+    }
+    return bytes;
+}
+
 // 'p' buffer offset | 'n' | 'v' kind size hex
 std::vector<unsigned char> argument(FILE* plan, long position, long count) {
     char form;
@@ -626,12 +665,7 @@ std::vector<unsigned char> argument(FILE* plan, long position, long count) {
         memcpy(bytes.data(), &address, sizeof address);
     } else if (form == 'v') {
         if (fscanf(plan, " %c", &kind) != 1) bad_plan("a kind");
-        bytes.resize((std::size_t)number(plan));
-        for (unsigned char& byte : bytes) {
-            unsigned value;
-            if (fscanf(plan, " %2x", &value) != 1) bad_plan("a value");
-            byte = (unsigned char)value;
-        }
+        bytes = content(plan);
     }
     if (position < (long)entry->count && (long)entry->count == count && !fits(entry->parameters[position], kind, bytes.size()))
         misfit("argument", position, (long)entry->parameters[position].size, (long)bytes.size(), entry->parameters[position].kind);
@@ -728,7 +762,7 @@ void on_signal(int signal, siginfo_t* info, void* context) {
     static volatile sig_atomic_t entered = 0;
     if (entered) _exit(3);
     entered = 1;
-    const Pc pc = pc_of(context);
+    const Pc pc = pc_of(context) + 1;  // as those after a call, of which the byte before is looked up
     tell_stack(context);
     if (signal == SIGALRM) report_and_end({.kind = "timeout", .pc = pc});
     const std::uintptr_t address = (std::uintptr_t)info->si_addr;
@@ -805,7 +839,16 @@ void read_memory(FILE* plan, unsigned char* marks) {
         Region region{};
         region.begin = (std::uintptr_t)number(plan);
         region.bytes = (std::uintptr_t)number(plan);
+        region.guard = number(plan) != 0;
         machine.statics.push_back(region);
+    }
+}
+
+void set_variables(FILE* plan) {
+    for (long left = number(plan); left > 0; --left) {
+        void* address = (void*)number(plan);
+        const std::vector<unsigned char> bytes = content(plan);
+        memcpy(address, bytes.data(), bytes.size());
     }
 }
 
@@ -832,6 +875,7 @@ int main(int count, char** words) {
     const rlimit limit{memory, memory};
     setrlimit(RLIMIT_AS, &limit);
     read_memory(plan, count == 5 ? map_file(words[4], machine.arena_end - machine.arena, 0) : nullptr);
+    set_variables(plan);
     catch_signals();
     set_timer(seconds);
     const long launches = number(plan);

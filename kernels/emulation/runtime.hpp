@@ -31,6 +31,7 @@ enum class Reduction { none, count, all, any };
 // the reduction of `predicate` over the threads that met. `line` also keeps the compiler from merging two calls.
 int barrier(unsigned id, unsigned threads, Reduction reduction = Reduction::none, int predicate = 0, unsigned line = 0);
 void barrier_arrive(unsigned id, unsigned threads);
+void grid_barrier();  // of all blocks of the grid
 
 // A meeting of the lanes in `mask`; each hands over `size` bytes, and all read all of them: lane l's stand at l * size
 // of what is returned, until the caller's next meeting. `participants` tells which lanes came. `operation` must be the
@@ -46,10 +47,16 @@ unsigned dynamic_shared_bytes();
 void yield();               // nothing was achieved: let the others run
 void bad_shuffle(unsigned source);
 void touch(const void* address, std::size_t size, bool write);  // what the compiler does not see as an access
-void atomic_access(const void* address, unsigned size);
+void atomic_access(const void* address, unsigned size, bool reads = true);
+void copy_unseen(void* to, const void* from, unsigned size);  // by no access of the kernel's: the part of an atomic function
 void fence();
+void require_alignment(const void* address, unsigned bytes);
+void bad_leading_dimension(unsigned bytes);       // of a matrix that wmma loads or stores
+unsigned shared_window(const void* address);      // what __cvta_generic_to_shared gives: 32 bits, as aligned as the address
+unsigned char* from_shared_window(unsigned at);
 [[noreturn]] void trap();
 [[noreturn]] void fail_assertion(const char* text, const char* file, unsigned line);
+[[noreturn]] void refuse(const char* what);  // something that is not emulated: the run ends, and says so
 int print(const char* format, ...) __attribute__((format(printf, 1, 2)));
 
 unsigned char* warpgroup_buffer(unsigned bytes);  // shared by the 128 threads of the caller's warpgroup

@@ -17,9 +17,22 @@ __attribute__((always_inline)) inline To bits_as(const From& from) {
     return to;
 }
 
+// The bits alone, as CUDA's structures of these names have them.
+struct HalfBits {
+    unsigned short x;
+};
+struct BrainBits {
+    unsigned short x;
+};
+template <class Bits>
+struct TwoOf {
+    unsigned short x, y;
+};
+
 enum class Rounding { nearest, zero, up, down };
 
 struct Binary16 {
+    using Bits = HalfBits;
     static constexpr unsigned short quiet_nan = 0x7fff, infinity = 0x7c00, greatest = 0x7bff;
     static float widen(unsigned short bits) { return (float)bits_as<_Float16>(bits); }
     template <class Wide>
@@ -29,6 +42,7 @@ struct Binary16 {
 };
 
 struct Brain16 {
+    using Bits = BrainBits;
     static constexpr unsigned short quiet_nan = 0x7fff, infinity = 0x7f80, greatest = 0x7f7f;
     static float widen(unsigned short bits) { return bits_as<float>((unsigned)bits << 16); }
     static unsigned short narrow(float value) {
@@ -49,6 +63,7 @@ struct Brain16 {
 
 template <class Format>
 struct Small {
+    using Bits = typename Format::Bits;
     unsigned short bits;
 
     Small() = default;
@@ -75,6 +90,8 @@ struct Small {
         made.bits = bits;
         return made;
     }
+    Small(Bits raw) : bits(raw.x) {}
+    operator Bits() const { return {bits}; }
     operator float() const { return Format::widen(bits); }
     explicit operator bool() const { return (bits & 0x7fff) != 0; }
 #define PROBE_TO_INTEGER(T) \
@@ -121,6 +138,8 @@ struct alignas(4) Pair {
 
     Pair() = default;
     Pair(const Small<Format>& x, const Small<Format>& y) : x(x), y(y) {}
+    Pair(TwoOf<typename Format::Bits> raw) : x(Small<Format>::of(raw.x)), y(Small<Format>::of(raw.y)) {}
+    operator TwoOf<typename Format::Bits>() const { return {x.bits, y.bits}; }
 #define PROBE_OPERATOR(op)                                                                    \
     friend Pair operator op(const Pair& a, const Pair& b) { return {a.x op b.x, a.y op b.y}; } \
     friend Pair& operator op##=(Pair& a, const Pair& b) { return a = a op b; }
@@ -163,9 +182,10 @@ using half2 = __half2;
 using nv_bfloat16 = __nv_bfloat16;
 using nv_bfloat162 = __nv_bfloat162;
 
-struct __half_raw {
-    unsigned short x;
-};
+using __half_raw = probe_emulation::HalfBits;
+using __half2_raw = probe_emulation::TwoOf<probe_emulation::HalfBits>;
+using __nv_bfloat16_raw = probe_emulation::BrainBits;
+using __nv_bfloat162_raw = probe_emulation::TwoOf<probe_emulation::BrainBits>;
 
 // The names of cuda_fp16.h and cuda_bf16.h that have the type in them.
 #define PROBE_NAMES(half, Half, half2, prefix, Format)                                                             \

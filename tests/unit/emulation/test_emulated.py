@@ -329,7 +329,8 @@ def test_a_buffer_that_is_not_given_and_a_check_that_is_not_known():
 @pytest.mark.parametrize(
     "text, told",
     [("__global__ void k(float* x) {\n  x[0] = undeclared;\n}", "k.cu:2"),
-     ('__global__ void k(float* x) {\n  x[0] = 1;\n  asm volatile("bar.sync 0;");\n}', "k.cu:3: inline PTX"),
+     ('__global__ void k(float* x) {\n  x[0] = 1;\n  asm volatile("wgmma.fence.sync.aligned;");\n}',
+      "k.cu:3: inline PTX: `wgmma.fence.sync.aligned` is not emulated"),
      ("#include <no_such_file.cuh>\n__global__ void k(float* x) {}", "no_such_file.cuh"),
      ("__global__ void k(float* x) { __shared__ float big[20000]; big[0] = x[0]; __syncthreads(); x[1] = big[1]; }",
       "expected at most 49152 bytes, got 80000")],

@@ -15,7 +15,8 @@ import pytest
 
 from harness.emulation import build as emulated_build
 from harness.emulation import run as emulated
-from harness.emulation.build import Source, build, entry_points
+from harness.emulation import source as emulated_source
+from harness.emulation.build import Source, build
 from harness.errors import ParseError, ToolMissing, UsageError
 from kernels.plan import Launch, Pointer
 from places import DATA
@@ -38,7 +39,8 @@ def cache(tmp_path, monkeypatch):
 
 def one_line(folder: Path, number: int) -> Path:
     source = folder / "k.cu"
-    source.write_text(f'extern "C" __global__ void k(int* x) {{ x[threadIdx.x] = {number}; }}\n')
+    text = f'extern "C" __global__ void k(int* x) {{ x[threadIdx.x] = {number} + N; }}\n'
+    source.write_text(f"#ifndef N\n#define N 0\n#endif\n{text}")
     return source
 
 
@@ -169,12 +171,14 @@ def test_without_a_compiler_the_line_that_installs_one_is_told(monkeypatch, tmp_
 
 @pytest.mark.parametrize(
     "text, found",
-    [('extern "C" __global__ void a(int* x) {', {"a": True}),
-     ('extern "C" __global__ void __launch_bounds__(256, (2)) b(', {"b": True}),
-     ("__global__ void c(int) ;", {"c": False}),
-     ('template <int N>\n__global__ void\n__launch_bounds__(N) d(', {"d": False}),
-     ('extern "C" __global__ __launch_bounds__(64) void e(', {"e": True}),
+    [('extern "C" __global__ void a(int* x) {}', {"a": True}),
+     ('extern "C" __global__ void __launch_bounds__(256, (2)) b(int n) {}', {"b": True}),
+     ("__global__ void c(int);", {}),
+     ('template <int N>\n__global__ void\n__launch_bounds__(N) d(int* x) {}', {"d": False}),
+     ('extern "C" { __global__ __launch_bounds__(64) void e(int n) {} }', {"e": True}),
+     ("namespace a { static __global__ void f() {} }", {"a::f": False}),
      ("int f(int); __device__ void g(int) {}", {})],
 )  # fmt: skip
-def test_entry_points_of_a_preprocessed_source(text, found):
-    assert entry_points(text) == found
+def test_entry_points_of_a_preprocessed_source(tmp_path, text, found):
+    made = emulated_source.unit(f'# 1 "k.cu" 1\n{text}\n', tmp_path)
+    assert {kernel.name: kernel.exported for kernel in made.kernels} == found
