@@ -9,6 +9,7 @@ import os
 import platform
 import re
 import shutil
+import sys
 import tempfile
 import threading
 from collections import defaultdict
@@ -170,6 +171,9 @@ def _digest(*parts: str) -> str:
 
 @functools.cache
 def _compiler() -> str:
+    if sys.platform != "linux":
+        raise UsageError(f"kernels run on the CPU under Linux alone (ELF, GNU g++), and this is {platform.system()}",
+                         hint="in a container, such as python:3.12 with g++")  # fmt: skip
     found = shutil.which(os.environ.get("CXX", "g++")) or shutil.which("g++")
     if found is None:
         raise ToolMissing("g++", "to run kernels on the CPU", "apt-get install g++ (12 or later)")

@@ -44,7 +44,7 @@ class Settings:
     out: Path | None = None
 
     def command(self) -> list[str]:
-        made = ["probe", "kernels", "bench", *self.names, *(["--case", self.only] if self.only else [])]
+        made = ["kernels", "bench", *self.names, *(["--case", self.only] if self.only else [])]
         return [*made, "--seconds", f"{self.seconds:g}", *([] if self.peers else ["--no-peers"])]
 
 

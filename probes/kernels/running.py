@@ -159,7 +159,7 @@ def _facts(array: Array, before: Array) -> dict[str, Any]:
 
 def _command(settings: Settings, entry: str) -> list[str]:
     sizes = ["x".join(map(str, extent)) for extent in (settings.grid, settings.block)]
-    words = ["probe", "kernels", "run", settings.source.name, "--entry", entry, "--grid", sizes[0], "--block", sizes[1]]
+    words = ["kernels", "run", settings.source.name, "--entry", entry, "--grid", sizes[0], "--block", sizes[1]]
     if settings.shared:
         words += ["--shared", str(settings.shared)]
     if settings.args is not None:

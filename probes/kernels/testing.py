@@ -43,7 +43,7 @@ class Settings:
 
     def command(self) -> list[str]:
         options = [("--emulate", self.emulate), ("--gpu", self.emulate is False)]
-        made = ["probe", "kernels", "test", *self.names, *(name for name, given in options if given)]
+        made = ["kernels", "test", *self.names, *(name for name, given in options if given)]
         values = (("--check", self.checks), ("--case", self.only), ("--seed", self.seed))
         return made + [word for name, value in values if value not in ("", None, "none") for word in (name, str(value))]
 

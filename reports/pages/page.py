@@ -135,7 +135,7 @@ def save(path: Path, text: str) -> Path:
 def command(manifest: Mapping[str, Any]) -> str:
     """The command line, quoted so that a shell takes it back."""
     words = schema.texts(manifest.get("argv"))
-    return shlex.join(words if words[:1] == ("probe",) else ("probe", *words))
+    return shlex.join(("probe", *words))
 
 
 def group(manifest: Mapping[str, Any]) -> list[Facts]:

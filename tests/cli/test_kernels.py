@@ -38,7 +38,7 @@ def test_a_test_runs_says_its_seed_and_leaves_a_session(tmp_path, capsys):
     assert {row["outcome"] for row in map(json.loads, (folder / "steps.jsonl").read_text().splitlines())} == {"pass"}
     manifest = json.loads((folder / "manifest.json").read_text())
     assert manifest["argv"] == [
-        "probe", "kernels", "test", "quantise", "--emulate", "--check", "asan", "--case", "1000 float16", "--seed", "7",
+        "kernels", "test", "quantise", "--emulate", "--check", "asan", "--case", "1000 float16", "--seed", "7",
     ]  # fmt: skip
 
 

@@ -207,7 +207,6 @@ def test_every_control_has_a_name_and_every_figure_a_caption(session):
 def test_the_command_line_can_be_pasted_back():
     line = "probe bisect 'my model.onnx' '--x=$HOME'"
     assert page.command({"argv": ["bisect", "my model.onnx", "--x=$HOME"]}) == line
-    assert page.command({"argv": ["probe", "bisect", "my model.onnx", "--x=$HOME"]}) == line
 
 
 @pytest.mark.parametrize("make", [bisect_session.make, bisect_session.make_hostile, ladder_session.make])

@@ -131,7 +131,7 @@ def test_what_windows_makes_of_a_file_changes_nothing(name, mark, encoding, tmp_
 
 
 @pytest.mark.parametrize("data, what, way", [
-    (gzip.compress(b"x"), "gzip", "gunzip --keep file"),
+    (gzip.compress(b"x", mtime=0), "gzip", "gunzip --keep file"),
     (b"PK\3\4...", "a zip archive", "unzip file"),
     (b"PAR1\x15\x04", "Parquet", "nsys export --type sqlite"),
     (b'{"Type":48,"TraceProcessEvent":{"startNs":"1"}}\n', "--type json", "nsys export --type sqlite"),
