@@ -27,10 +27,14 @@ from harness.workers import Recipe
 from probes.bisecting import verdicts
 from probes.bisecting.candidates import Candidate, by_scope, from_nodes
 from probes.bisecting.engines import faults as trt_faults
+from probes.bisecting.engines import suspects as trt_suspects
+from probes.bisecting.engines.search import around
 from probes.bisecting.question import AnswerQuestion, MakeRepair, Question, Repair, no_repair
 from probes.bisecting.recipes import Built, Checked, LeftAsIs, Lowered, Swapped, cannot_run
 from probes.bisecting.search import Ask, Found, Search, smallest_kept
 from probes.bisecting.settings import Settings
+
+MOST_EMULATED = 300  # evaluations of the emulation before a check is asked
 
 
 def pose(
@@ -287,11 +291,30 @@ def _check(settings: Settings, model: Model, samples: tuple[Path, ...], session:
         candidates = from_nodes(model, range(len(model.nodes)))
         return _reducing(settings, model, candidates, dataclasses.replace(recipe, sample=samples[0]), samples[0])
     candidates = _lowerable(settings, model)
+    # The check says yes or no, and starts a program for it: whom to ask about first, the emulation knows for less.
+    lowered = Lowered(
+        settings.model.absolute(), samples, settings.precision, "accuracy", settings.tolerance, threads_of(settings)
+    )
+    suspicion = trt_suspects.emulated(lowered, candidates, None, most=MOST_EMULATED)
+    search: Callable[[], Search] = partial(
+        around, [c.id for c in candidates], suspicion.suspects, suspicion.sensitivity
+    )
     return Question(
-        "check/lower", candidates, recipe, f"lowered to {settings.precision.value.upper()}", "kept in FP32", _search(settings, candidates, None),
+        "check/lower", candidates, recipe, f"lowered to {settings.precision.value.upper()}", "kept in FP32",
+        search if suspicion.suspects else _search(settings, candidates, None),
         runs_programs=True, baseline_hint="the check fails on the FP32 model itself: --reduce finds the smallest part that fails",
-        repair=_write_mixed(settings, model, samples),
+        repair=_noting(suspicion.note, _write_mixed(settings, model, samples)),
     )  # fmt: skip
+
+
+def _noting(note: str, repair: MakeRepair) -> MakeRepair:
+    """The same repair, with a remark more."""
+
+    def write(found: Found, session: Session, answer: AnswerQuestion) -> Repair:
+        made = repair(found, session, answer)
+        return dataclasses.replace(made, notes=(note, *made.notes))
+
+    return write
 
 
 def _reducing(

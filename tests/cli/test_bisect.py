@@ -156,6 +156,19 @@ def test_check_keeps_what_the_users_command_needs(chain):
     assert result["signatures"] == {"/layer.2/gain": "exit 3"}
 
 
+def test_check_asks_first_about_what_the_emulation_blames(chain):
+    overflows = "import sys, onnx\nm = onnx.load(sys.argv[1], load_external_data=False)\n" \
+        "half = {v.name for v in onnx.shape_inference.infer_shapes(m).graph.value_info if v.type.tensor_type.elem_type == 10}\n" \
+        "sys.exit(bool(half & {f'/layer.{i}/up:out' for i in range(12)}))\n"  # fmt: skip
+    Path("check.py").write_text(overflows)
+    code, result = bisect(chain, "--fault", "check", "--check", f"{sys.executable} check.py {{model}}", "--jobs", 2)
+    named = bisect(chain, out="second")[1]
+    assert (code, result["certified_minimal"]) == (1, True)
+    assert {*result["culprits"]} <= {*named["culprits"]}
+    assert result["evaluations"] <= 3 + len(named["culprits"])
+    assert any("emulated on the CPU first" in note for note in result["notes"])
+
+
 def test_check_reduces_to_the_smallest_failing_part(chain):
     Path("check.py").write_text(CHECKER)
     code, result = bisect(

@@ -43,19 +43,21 @@ class Suspicion:
 
 def emulated(
     recipe: Lowered, candidates: Sequence[Candidate], cache: EngineCache | None,
-    costs: Mapping[int, float] | None = None,
+    costs: Mapping[int, float] | None = None, most: int | None = None,
 ) -> Suspicion:  # fmt: skip
     """Search on the CPU, where an evaluation costs a run and no build. With `costs` (ns) dear nodes are kept last.
 
-    A model that ONNX Runtime cannot run leaves no suspicion.
+    A model that ONNX Runtime cannot run leaves no suspicion, nor does a search that takes more than `most` evaluations.
     """
     key = digest(FORMAT, _content(recipe, costs), *recipe.samples)
     if (known := recall(cache, key)) is not None:
         return known
     try:
-        made = _search(recipe.prepare(), recipe, candidates, costs)
+        made = _search(recipe.prepare(), recipe, candidates, costs, most)
     except ProbeError as error:
         return Suspicion(note=f"no suspicion from the emulation: {error}")
+    if made is None:
+        return Suspicion(note=f"no suspicion from the emulation: {most} evaluations did not suffice")
     keep(cache, key, made)
     return made
 
@@ -81,25 +83,35 @@ def _content(recipe: Lowered, costs: Mapping[int, float] | None) -> str:
     return json.dumps([model, recipe.precision.value, recipe.policy, recipe.tolerance, sorted((costs or {}).items())])
 
 
+class _Enough(Exception):
+    """As many evaluations as there were to be."""
+
+
 def _search(
-    evaluate: Evaluate, recipe: Lowered, candidates: Sequence[Candidate], costs: Mapping[int, float] | None
-) -> Suspicion:  # fmt: skip
+    evaluate: Evaluate, recipe: Lowered, candidates: Sequence[Candidate], costs: Mapping[int, float] | None,
+    most: int | None,
+) -> Suspicion | None:  # fmt: skip
     order, groups = [c.id for c in candidates], by_scope(candidates)
     tolerance = recipe.tolerance if recipe.policy == "accuracy" else None
     answers: dict[frozenset[int], Any] = {}
 
     def ask(query: frozenset[int]) -> Any:
         if query not in answers:
+            if len(answers) == most:
+                raise _Enough
             answers[query] = evaluate(query)
         return answers[query]
 
-    found = drive(smallest_kept(order, tolerance=tolerance, destroyed=verdicts.DESTROYED, groups=groups), ask)
+    try:
+        found = drive(smallest_kept(order, tolerance=tolerance, destroyed=verdicts.DESTROYED, groups=groups), ask)
+    except _Enough:
+        return None
     if costs and found.kept:
         worth = {c: found.sensitivity.get(c, 0.0) / math.sqrt(max(costs.get(c, 0.0), CHEAPEST_NS)) for c in order}
         cheaper = drive(smallest_kept(order, sensitivity=worth), ask)
         if _cost(cheaper.kept, costs) < _cost(found.kept, costs):
             found = replace(cheaper, sensitivity=found.sensitivity)
-    note = f"emulated on the CPU first ({len(answers)} evaluations, no build): {len(found.kept)} suspected"
+    note = f"emulated on the CPU first ({len(answers)} evaluations): {len(found.kept)} suspected"
     left = answers.get(found.applied)
     return Suspicion(found.kept, dict(found.sensitivity), len(answers), note, left.value if left else None)
 
