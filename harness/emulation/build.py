@@ -132,9 +132,10 @@ def _build(source: Source) -> tuple[_Stamps, Built]:
         asked = repr((made.headers, made.entries, entries, _asserts(source)))
         key = _digest(LAYOUT, made.text, asked, _toolchain(source.flavour))
         kept = cache() / f"{source.path.stem}-{key}"
-        if not (kept / "layout.json").is_file():
-            _compile(source, made, entries, Path(folder))
-            _keep(Path(folder), kept)
+        with _locks[key]:  # of several entry points, one program
+            if not (kept / "layout.json").is_file():
+                _compile(source, made, entries, Path(folder))
+                _keep(Path(folder), kept)
     layout = json.loads((kept / "layout.json").read_text(encoding="utf-8"))
     layout |= {name: tuple(tuple(one) for one in layout[name]) for name in ("statics", "variables")}
     return stamps, Built(program=kept / "kernel", entries=entries, **layout)
@@ -238,13 +239,19 @@ def _asserts(source: Source) -> bool:
     return all(name != "NDEBUG" for name, _ in source.defines)
 
 
+def _instances(source: Source) -> list[str]:
+    """The entry points that are templates with their arguments. Other names leave the text as it is, and so the program
+    that is kept: of all kernels that are `extern "C"` there is one."""
+    return [entry for entry in source.entries if "<" in entry]
+
+
 # ---- looking at the source
 
 
 def _read(source: Source, folder: Path) -> Unit:
     """The source with its own headers and macros expanded, CUDA's words left as they are."""
     probe, out, empty = folder / "scan.cpp", folder / "scan.ii", folder / "empty"
-    wanted = "".join(f"{ENTRY} {entry}\n" for entry in source.entries)  # whose arguments may be macros of the source
+    wanted = "".join(f"{ENTRY} {entry}\n" for entry in _instances(source))  # whose arguments may be macros of the source
     text = f'{_macro_lines(source)}#include "{source.path.resolve()}"\n{wanted}'
     probe.write_text(text, encoding="utf-8")
     argv = (_compiler(), *_LANGUAGE, "-E", "-I", str(source.path.resolve().parent), "-I", str(CUDA_HEADERS),
@@ -306,7 +313,7 @@ def _compile(source: Source, made: Unit, entries: tuple[str, ...], folder: Path)
     """Writes `kernel` and `layout.json` into the folder."""
     code, assembly = folder / "unit.cpp", folder / "unit.s"
     headers = "".join(f'#include "{header}"\n' for header in (*made.headers, HEADERS / "words.hpp"))
-    expanded = dict(zip(source.entries, made.entries, strict=True))
+    expanded = dict(zip(_instances(source), made.entries, strict=True))
     names = "".join(
         f"static const probe_emulation::Enlisted<&{expanded.get(entry, entry)}> probe_entry_{number}({json.dumps(entry)});\n"
         for number, entry in enumerate(entries)

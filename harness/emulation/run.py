@@ -197,13 +197,22 @@ def _pointers(step: Step) -> Iterator[Pointer]:
         yield from (argument for argument in step.arguments if isinstance(argument, Pointer))
 
 
-def _programs(steps: Sequence[Step], flavour: Flavour) -> list[_Program | _Product]:
-    """The steps as programs: consecutive launches of one source run in one process."""
+def sources(steps: Sequence[Step], checks: str | Sequence[str] = "none") -> tuple[Source, ...]:
+    """What `run` compiles of these steps, each by `harness.emulation.build.build`: to have it done beforehand, side by side."""
+    return tuple(_sources(steps, _flavour(parse_checks(checks))).values())
+
+
+def _sources(steps: Sequence[Step], flavour: Flavour) -> dict[tuple[Any, ...], Source]:
     entries: dict[tuple[Any, ...], dict[str, None]] = {}
     for step in steps:
         if isinstance(step, Launch):
             entries.setdefault((step.source, step.defines), {})[step.entry] = None
-    built = {key: build(Source(key[0], key[1], tuple(names), flavour)) for key, names in entries.items()}
+    return {key: Source(key[0], key[1], tuple(names), flavour) for key, names in entries.items()}
+
+
+def _programs(steps: Sequence[Step], flavour: Flavour) -> list[_Program | _Product]:
+    """The steps as programs: consecutive launches of one source run in one process."""
+    built = {key: build(source) for key, source in _sources(steps, flavour).items()}
     parts: list[_Program | _Product] = []
     for key, group in itertools.groupby(enumerate(steps), lambda item: _key(item[1])):
         if key is None:

@@ -64,7 +64,7 @@ class Unit:
     headers: tuple[str, ...]
     files: tuple[Path, ...]
     kernels: tuple[Kernel, ...]
-    entries: tuple[str, ...]  # that were asked for, their macros expanded
+    entries: tuple[str, ...]  # the templates that were asked for, their macros expanded
     changed: bool  # it would not compile as it was written
     lines: tuple[tuple[Place, str], ...]  # the user's own, as they were before anything was left out
 

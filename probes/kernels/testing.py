@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import secrets
@@ -11,7 +12,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
@@ -24,10 +25,14 @@ from kernels.plan import Plan, Step
 from kernels.spec import Arrays, KernelSpec, checked
 from probes.targets import driving
 
+if TYPE_CHECKING:
+    from harness.emulation.build import Source
+
 POISON = 0x7B  # as bytes of any float a large finite number, which no comparison takes for a result
 TIMEOUT_S = 60.0
 Tell = Callable[[str], None]
 Spec = KernelSpec[Any]
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -50,12 +55,13 @@ class Settings:
 
 @dataclass(frozen=True)
 class Machine:
-    """Where steps run: a function of steps and arrays that gives arrays and findings."""
+    """Where steps run: a function of steps and arrays that gives arrays and findings; `prepare` compiles for many plans."""
 
     name: str
     run: Callable[[Sequence[Step], Arrays, Sequence[str]], tuple[Arrays, Sequence[Mapping[str, Any]]]]
     workers: int
     capability: tuple[int, int] | None = None  # of the GPU; the emulation has all
+    prepare: Callable[[Sequence[Plan], Tell], None] = lambda plans, tell: None
 
 
 @dataclass(frozen=True)
@@ -122,8 +128,24 @@ def _emulation(checks: str) -> Machine:
         made = emulated.run(steps, arrays, checks=checks, timeout_s=TIMEOUT_S, uninitialised=unset)
         return made.arrays, made.findings
 
+    def prepare(plans: Sequence[Plan], tell: Tell) -> None:
+        wanted = {
+            (source.path, source.defines): source for plan in plans for source in emulated.sources(plan.steps, checks)
+        }
+        for number, _ in enumerate(_side_by_side(_try_to_build, list(wanted.values()), workers), 1):
+            tell(f"compiling {number} of {len(wanted)}")
+
     emulated.parse_checks(checks)
-    return Machine("emulation", run, os.cpu_count() or 1)
+    workers = os.cpu_count() or 1
+    return Machine("emulation", run, workers, prepare=prepare)
+
+
+def _try_to_build(source: Source) -> None:
+    """What does not compile is told by the case that needs it."""
+    from harness.emulation.build import build
+
+    with contextlib.suppress(ProbeError):
+        build(source)
 
 
 def _gpu() -> Machine:
@@ -149,8 +171,9 @@ def run_all(settings: Settings, tell: Tell = lambda _: None) -> Tested:
     session = Session.create("kernels-test", settings.out)
     argv = [*settings.command(), *([] if settings.seed is not None else ["--seed", str(seed)])]
     session.write_json("manifest.json", driving.manifest("kernels-test", argv, {"seed": seed, "device": where.name}))
+    where.prepare([plan for spec, case in here if (plan := _planned(spec, case)) is not None], tell)
     results = []
-    for result in _all(here, where, seed):
+    for result in _side_by_side(lambda job: run_case(job[0], job[1], where, seed), here, where.workers):
         results.append(result)
         session.append_step({"candidate": f"{result.kernel} {result.case}", "outcome": result.outcome.value,
                              "value": result.share, "duration_s": result.duration_s})  # fmt: skip
@@ -170,11 +193,16 @@ def elsewhere(case: Any, capability: tuple[int, int] | None) -> bool:
     return capability is not None and getattr(case, "capability", (0, 0)) == (9, 0) != capability
 
 
-def _all(jobs: Sequence[tuple[Spec, Any]], where: Machine, seed: int) -> Iterator[Result]:
-    """Results in the order of the jobs."""
-    with ThreadPoolExecutor(where.workers) as pool:
+def _planned(spec: Spec, case: Any) -> Plan | None:
+    """None for a case that the operation refuses, which is told when its turn comes."""
+    return None if spec.refuse(case) else spec.plan(case)
+
+
+def _side_by_side(work: Callable[[Any], T], jobs: Sequence[Any], workers: int) -> Iterator[T]:
+    """Results in the order of the jobs; whoever stops asking stops those that wait."""
+    with ThreadPoolExecutor(workers) as pool:
         try:
-            yield from pool.map(lambda job: run_case(job[0], job[1], where, seed), jobs)
+            yield from pool.map(work, jobs)
         finally:
             pool.shutdown(cancel_futures=True)
 
