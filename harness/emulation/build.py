@@ -251,7 +251,9 @@ def _instances(source: Source) -> list[str]:
 def _read(source: Source, folder: Path) -> Unit:
     """The source with its own headers and macros expanded, CUDA's words left as they are."""
     probe, out, empty = folder / "scan.cpp", folder / "scan.ii", folder / "empty"
-    wanted = "".join(f"{ENTRY} {entry}\n" for entry in _instances(source))  # whose arguments may be macros of the source
+    wanted = "".join(
+        f"{ENTRY} {entry}\n" for entry in _instances(source)
+    )  # whose arguments may be macros of the source
     text = f'{_macro_lines(source)}#include "{source.path.resolve()}"\n{wanted}'
     probe.write_text(text, encoding="utf-8")
     argv = (_compiler(), *_LANGUAGE, "-E", "-I", str(source.path.resolve().parent), "-I", str(CUDA_HEADERS),
