@@ -14,11 +14,6 @@ from harness.cuda.device import Device, Facts
 from harness.errors import UsageError
 
 
-@pytest.fixture(scope="module")
-def driver_path(tmp_path_factory):
-    return fake_gpu.compile_driver(tmp_path_factory.mktemp("driver"))
-
-
 @pytest.fixture
 def gpu(driver_path):
     return fake_gpu.FakeGpu(driver_path)

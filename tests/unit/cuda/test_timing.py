@@ -14,11 +14,6 @@ from harness.errors import LaunchFailed, UsageError
 from kernels.plan import Launch, Pointer
 
 
-@pytest.fixture(scope="module")
-def driver_path(tmp_path_factory):
-    return fake_gpu.compile_driver(tmp_path_factory.mktemp("driver"))
-
-
 @pytest.fixture
 def gpu(driver_path, monkeypatch):
     monkeypatch.setattr(launch, "build", lambda unit, compiler: Built(b"image", "", False))

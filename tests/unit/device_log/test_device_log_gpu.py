@@ -51,11 +51,6 @@ PROBED = '#include "device_log.cuh"\n' + KERNEL.format('PROBE("value", value);')
 N = 600
 
 
-@pytest.fixture(scope="module")
-def driver_path(tmp_path_factory) -> Path:
-    return fake_gpu.compile_driver(tmp_path_factory.mktemp("driver"))
-
-
 @pytest.fixture
 def machine(driver_path, tmp_path, monkeypatch) -> Path:
     """The stand-ins for driver and compiler, for this process and those that it starts; a folder to work in."""
