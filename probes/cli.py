@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
+from click.core import ParameterSource
 
 from harness.errors import (
     EXIT_CLEAN,
@@ -118,9 +119,12 @@ def bisect(out: Path | None, resume: Path | None, json_file: Path | None, **valu
     from probes.bisecting import running as bisecting
     from probes.bisecting import screen
 
-    if resume is not None and (values["model"] is not None or out is not None):
+    typed = click.get_current_context().get_parameter_source
+    more = [name for name in (*values, "out") if typed(name) is ParameterSource.COMMANDLINE]
+    if resume is not None and more:
         raise UsageError(
-            "--resume takes the model and all options from the session", hint=f"probe bisect --resume {resume}"
+            f"--resume takes the model and all options from the session: {more[0]} is one too many",
+            hint=f"probe bisect --resume {resume}",
         )
     with progress("bisecting") as tell:
         if resume is not None:

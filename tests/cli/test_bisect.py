@@ -276,6 +276,7 @@ def test_missing_file_and_missing_options(chain, capsys):
     assert bisect(chain, "--good", chain)[0] == 2
     assert cli.run(["bisect"]) == 2
     assert "probe bisect MODEL.onnx" in error_of(capsys)
+    assert cli.run(["bisect", "--resume", "nowhere", "--budget", "3"]) == 2
     assert cli.run(["bisect", "--resume", "nowhere"]) != 0
 
 
