@@ -175,7 +175,7 @@ def polygraphy(mode: str) -> Callable[[Case, Row], None]:
         check = shlex.split(case.checker.replace("{model}", "polygraphy_debug.onnx"))
         program = str(Path(sys.executable).with_name("polygraphy"))
         argv = [program, *f"debug reduce model.onnx -o {out.name} --mode {mode} --check".split()]
-        process.run(Command((*argv, *check), 600.0, {"PYTHONPATH": str(ROOT)}, case.folder), case.folder / "peer")
+        process.run(Command((*argv, *check), 600.0, process.module_environment(), case.folder), case.folder / "peer")
         if out.exists():
             row.found.append(frozenset(node.name for node in onnx.load(str(out)).graph.node))
 

@@ -30,6 +30,7 @@ from rich.table import Table
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from examples import long_kernel
+from harness import process
 from harness.cuda import device as gpu
 from harness.cuda import launch
 from harness.cuda.compile import Unit, build
@@ -185,7 +186,7 @@ def costs(device: Device, folder: Path, repeats: int, figures: Figures, n: int =
         for where, fast in (("records in pinned host memory", False), ("records on the GPU", True))
     }
     command = (sys.executable, __file__, "--only", "printf-cost", "--repeats", str(repeats))
-    told = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": str(ROOT)})
+    told = subprocess.run(command, capture_output=True, text=True, env={**os.environ, **process.module_environment()})
     if told.returncode:
         raise SystemExit(f"the process that times printf failed:\n{told.stderr}")
     printed = float(told.stdout.split()[-1]) - without
@@ -327,7 +328,7 @@ def command_s(folder: Path, trial: Trial, thread: str, out: str) -> tuple[float,
     )  # fmt: skip
     start, before = time.perf_counter(), os.times()
     done = subprocess.run(
-        command, cwd=folder, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": str(ROOT)}
+        command, cwd=folder, capture_output=True, text=True, env={**os.environ, **process.module_environment()}
     )
     took, after = time.perf_counter() - start, os.times()
     assert done.returncode == 0, done.stderr

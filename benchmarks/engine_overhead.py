@@ -6,7 +6,7 @@ time that this process measured by itself is held against the kernels of each in
 
 The bare loop makes the same library calls on the same buffers: copy in, execute, copy out, wait. The harness's loop adds
 a range around each inference and the events and clocks that time it. Both run in turn, several rounds, and the ratio is
-that of the medians of the rounds.
+that of the medians of the rounds. `--plan FILE` keeps the engine: what is there already is not built again.
 """
 
 from __future__ import annotations
@@ -139,6 +139,8 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--cuda-graph", action="store_true")
     parser.add_argument("--nsys", action="store_true")
+    parser.add_argument("--plan", type=Path, help="where the engine lies, or is to lie")
+    parser.add_argument("--build-only", action="store_true")
     given = parser.parse_args()
     backend = engine.choose(given.backend)
     with tempfile.TemporaryDirectory() as scratch:
@@ -147,7 +149,14 @@ def main() -> None:
         np.savez(folder / "feeds.npz", allow_pickle=False, **feeds)
         shapes = {name: (array.shape,) * 3 for name, array in feeds.items()}
         options = BuildOptions(backend=backend, precision=given.precision, opt_profiles=shapes)
-        made = engine.build(path, options)
+        if given.plan is not None and given.plan.is_file():
+            made = engine.load(given.plan, backend, options)
+        else:
+            made = engine.build(path, options)
+            if given.plan is not None:
+                made.save(given.plan)
+        if given.build_only:
+            return
         console.print(
             f"{backend} {made.facts['version']}, BERT {given.layers} layers, B{given.batch} S{given.sequence}, {given.precision}"
         )

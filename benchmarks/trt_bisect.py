@@ -1,6 +1,6 @@
 """Planted overflows in FP16 BERT on real TensorRT: `probe bisect --backend trt` against `polygraphy debug precision`.
 
-    python benchmarks/trt_bisect.py [--layers 3] [--kind KIND] [--ours-s 300] [--peer-s 190]
+    python benchmarks/trt_bisect.py [--layers 3] [--kind KIND] [--only ours|peer] [--ours-s 300] [--peer-s 190]
 
 Needs a GPU and TensorRT 8.6 or 10 (weakly typed: the peer knows nothing else). BERT-base-wide layers with random weights,
 a fault in each of three layers. Both search the same model, the same inputs and the same criterion (relative L2 of every
@@ -33,7 +33,7 @@ from onnx import helper, numpy_helper
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from examples import faults
-from harness import engine, optional
+from harness import engine, optional, process
 from harness.bert import model as bert
 from harness.engines.options import BuildOptions
 from harness.models import model, runtime
@@ -129,14 +129,14 @@ def ours(path: Path, inputs: Path, folder: Path, limit_s: float, name: str, leve
              str(inputs), "--backend", "trt", "--out", str(folder / name), *(["--level", str(level)] if level is not None else [])]  # fmt: skip
     start = time.monotonic()
     with (folder / f"{name}.log").open("w") as log:
-        process = subprocess.Popen(
-            words, stdout=log, stderr=log, cwd=folder, env={**os.environ, "PYTHONPATH": str(ROOT)}
+        running = subprocess.Popen(
+            words, stdout=log, stderr=log, cwd=folder, env={**os.environ, **process.module_environment()}
         )
         try:
-            process.wait(limit_s)
+            running.wait(limit_s)
         except subprocess.TimeoutExpired:
-            process.send_signal(signal.SIGINT)  # it writes down what it has
-            process.wait(60)
+            running.send_signal(signal.SIGINT)  # it writes down what it has
+            running.wait(60)
     found = Found("probe", seconds=time.monotonic() - start)
     rows = read_trials(folder / name)
     found.builds = sum(row["built"] for row in rows)
@@ -214,13 +214,13 @@ def peer(path: Path, inputs: Path, folder: Path, limit_s: float, level: int | No
     start = time.monotonic()
     log = work / "peer.log"
     with log.open("w") as stream:
-        process = subprocess.Popen(words, stdout=stream, stderr=stream, cwd=work, start_new_session=True,
-                                   env={**os.environ, "PYTHONPATH": str(ROOT)})  # fmt: skip
+        running = subprocess.Popen(words, stdout=stream, stderr=stream, cwd=work, start_new_session=True,
+                                   env={**os.environ, **process.module_environment()})  # fmt: skip
         try:
-            process.wait(limit_s)
+            running.wait(limit_s)
         except subprocess.TimeoutExpired:
-            os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
+            os.killpg(running.pid, signal.SIGKILL)
+            running.wait()
     said = log.read_text(errors="replace")
     good = sorted((work / "art" / "good").glob("*"), key=lambda one: one.stat().st_mtime)
     bad = list((work / "art" / "bad").glob("*"))
@@ -247,6 +247,7 @@ def main() -> None:
     parser.add_argument("--kind", choices=KINDS, help="else the first one that does harm")
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--sequence", type=int, default=128)
+    parser.add_argument("--only", choices=("ours", "peer"), default="", help="with --kind")
     parser.add_argument("--level", type=int, help="the builder's optimisation level")
     parser.add_argument("--ours-s", type=float, default=300)
     parser.add_argument("--peer-s", type=float, default=190)
@@ -263,6 +264,8 @@ def main() -> None:
             say(
                 f"BERT-base-wide, {options.layers} layers, B{options.batch} S{options.sequence}, {kind}: {', '.join(culprits)}"
             )
+            if options.only == "peer":
+                break
             first = ours(path, inputs, room, max(60.0, deadline - time.monotonic()), "first", options.level)
             show_trials(room / "first")
             report(first, culprits)
@@ -271,11 +274,13 @@ def main() -> None:
             say(
                 "TensorRT keeps what lies between the two in registers: all of it in FP16 is right, there is nothing to find"
             )
-        again = ours(path, inputs, room, 90, "again", options.level)
-        again.method = "probe, the same search again"
-        report(again, culprits)
-        say(f"second run {first.seconds / again.seconds:.0f} times faster ({again.builds} engines built)")
-        report(peer(path, inputs, room, options.peer_s, options.level), culprits)
+        if options.only != "peer":
+            again = ours(path, inputs, room, 90, "again", options.level)
+            again.method = "probe, the same search again"
+            report(again, culprits)
+            say(f"second run {first.seconds / again.seconds:.0f} times faster ({again.builds} engines built)")
+        if options.only != "ours":
+            report(peer(path, inputs, room, options.peer_s, options.level), culprits)
 
 
 def report(found: Found, culprits: list[str]) -> None:

@@ -19,7 +19,8 @@ from harness.errors import ToolMissing, UsageError
 from harness.record import Command, ToolRun
 
 GRACE_S = 3.0  # between the polite signal and the final one
-LONGEST_WAIT_S = 3600.0  # one wait; the operating system refuses an endless one given as a number
+LOOK_S = 0.1  # how often we look whether an interruption has come
+TICK_S = 0.2
 OURS = Path(__file__).resolve().parents[1]  # where our packages lie, installed or not
 
 
@@ -46,15 +47,13 @@ def run(command: Command, log_stem: Path, *, on_tick: Callable[[float], None] | 
     stdout, stderr = Path(f"{log_stem}.out"), Path(f"{log_stem}.err")
     stdout.parent.mkdir(parents=True, exist_ok=True)
     start = time.monotonic()
-    with stdout.open("wb") as out, stderr.open("wb") as err:
-        process, timed_out = None, False
+    with stdout.open("wb") as out, stderr.open("wb") as err, _held_back() as came:
+        process = _start(command, out, err)
+        timed_out = False
         try:
-            with _held_back():
-                process = _start(command, out, err)
-            timed_out = not _wait(process, command.timeout_s, start, on_tick)
+            timed_out = not _wait(process, command.timeout_s, start, on_tick, came)
         finally:
-            if process is not None:
-                _stop_group(process)
+            _stop_group(process, came)
     duration = time.monotonic() - start
     code = process.returncode
     return ToolRun(
@@ -78,15 +77,19 @@ def _start(command: Command, out: IO[bytes], err: IO[bytes]) -> subprocess.Popen
 
 
 @contextmanager
-def _held_back() -> Iterator[None]:
-    """Let Ctrl-C and SIGTERM wait: one that came before we know the program's pid would leave it running for ever."""
+def _held_back() -> Iterator[list[int]]:
+    """Note Ctrl-C and SIGTERM in the list that is given, and pass on the first at the end.
+
+    Raised wherever they come they would, once in a while, leave the program running for ever: before we know its pid; or
+    between two instructions of `Popen.wait`, which then keeps its own lock and is never done.
+    """
     came: list[int] = []
     before = {}
     if threading.current_thread() is threading.main_thread():
         handled = (number for number in (signal.SIGINT, signal.SIGTERM) if callable(signal.getsignal(number)))
         before = {number: signal.signal(number, lambda number, _: came.append(number)) for number in handled}
     try:
-        yield
+        yield came
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
@@ -106,31 +109,36 @@ def tail(path: Path, lines: int = 20, limit: int = 16_384) -> str:
 
 
 def _wait(
-    process: subprocess.Popen[bytes], timeout_s: float | None, start: float, on_tick: Callable[[float], None] | None
-) -> bool:
-    """Wait for the end; False if the time was up first."""
-    tick = math.inf if on_tick is None else 0.2
-    while True:
-        left = math.inf if timeout_s is None else timeout_s - (time.monotonic() - start)
-        if left <= 0:
+    process: subprocess.Popen[bytes], timeout_s: float | None, start: float,
+    on_tick: Callable[[float], None] | None, came: list[int],
+) -> bool:  # fmt: skip
+    """Wait for the end, or for an interruption; False if the time was up first."""
+    ends = math.inf if timeout_s is None else start + timeout_s
+    tick = math.inf if on_tick is None else start + TICK_S
+    while not came:
+        now = time.monotonic()
+        if now >= ends:
             return False
-        pause = min(left, tick, LONGEST_WAIT_S)
+        if on_tick is not None and now >= tick:
+            on_tick(now - start)
+            tick = now + TICK_S
         try:
-            process.wait(timeout=pause)
+            process.wait(min(LOOK_S, ends - now))
             return True
         except subprocess.TimeoutExpired:
-            if on_tick is not None:
-                on_tick(time.monotonic() - start)
+            continue
+    return True
 
 
-def _stop_group(process: subprocess.Popen[bytes]) -> None:
+def _stop_group(process: subprocess.Popen[bytes], came: list[int]) -> None:
     """End what is left of the group, whose id is its leader's pid because of `start_new_session`."""
+    known = max(len(came), 1)  # a second Ctrl-C cuts the grace short
     try:
         if _signal_group(process.pid, signal.SIGTERM):
             deadline = time.monotonic() + GRACE_S
-            while time.monotonic() < deadline and _group_alive(process):
+            while time.monotonic() < deadline and len(came) <= known and _group_alive(process):
                 time.sleep(0.02)
-    finally:  # also when a second Ctrl-C cuts the grace short
+    finally:
         _signal_group(process.pid, signal.SIGKILL)
         process.wait()
 

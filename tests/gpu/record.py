@@ -1,6 +1,6 @@
 """All that needs a GPU, in one go: what is checked, then what is measured, every step with a time limit of its own.
 
-    python tests/gpu/record.py OUT [--topic engines,tools,kernels,log,ladder,bisect] [--only TEXT] [--budget 560]
+    python tests/gpu/record.py OUT [--topic engines,tools,kernels,log,ladder,bisect] [--only TEXT,TEXT] [--budget 560]
 
 OUT/record.txt holds what each step printed, the card's name first, appended as steps end; OUT/sessions.tar.gz the session
 folders of probe's runs without what the tools wrote. Steps that look at no clock share the card; those that measure run
@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import math
+import os
 import shutil
 import subprocess
 import sys
@@ -32,7 +33,7 @@ from harness.record import Command  # noqa: E402
 PY = sys.executable
 PROBE = (PY, "-P", "-c", "from probes.cli import main; main()")
 PYTEST = (PY, "-m", "pytest", "-q", "--tb=short", "-m", "gpu", "-p", "no:cacheprovider")
-TOGETHER = 6  # steps that share the card
+TOGETHER = max(4, (os.cpu_count() or 1) * 3 // 4)  # steps that share the card: most wait for a compiler
 LARGEST = 4 << 20  # bytes of a file that is kept of a session
 TOOLS = ("memcheck", "racecheck", "initcheck", "synccheck")
 PLANTED = ("out_of_bounds", "race", "uninitialised", "divergent_barrier")
@@ -55,8 +56,8 @@ def probe(name: str, topic: str, limit_s: float, *words: str, alone: bool = Fals
     return Step(name, topic, limit_s, (*PROBE, *words[:cut], "--out", f"{{sessions}}/{name}", *words[cut:]), alone)
 
 
-def tests(name: str, topic: str, limit_s: float) -> Step:
-    return Step(name, topic, limit_s, (*PYTEST, f"tests/gpu/test_gpu_{name}.py"))
+def suite(name: str, topic: str, limit_s: float, *, alone: bool = False) -> Step:
+    return Step(name, topic, limit_s, (*PYTEST, f"tests/gpu/test_gpu_{name}.py"), alone)
 
 
 def bench(name: str, topic: str, limit_s: float, *words: str) -> Step:
@@ -66,15 +67,15 @@ def bench(name: str, topic: str, limit_s: float, *words: str) -> Step:
 TRT = ("--backend", "trt", "--precision", "fp16")
 ALL = ("--nsys", "--ncu", "--trtexec")
 STEPS = (
-    tests("engine", "engines", 240),
-    tests("tools", "tools", 200),
-    tests("compile", "tools", 100),
-    tests("launch", "tools", 150),
-    tests("cublaslt", "kernels", 150),
-    tests("kernels", "kernels", 300),
-    tests("device_log", "log", 200),
-    tests("ladder", "ladder", 300),
-    tests("trt_bisect", "bisect", 500),
+    suite("engine", "engines", 240),
+    suite("tools", "tools", 200),
+    suite("compile", "tools", 100),
+    suite("launch", "tools", 150, alone=True),
+    suite("cublaslt", "kernels", 150),
+    suite("kernels", "kernels", 300),
+    suite("device_log", "log", 200),
+    suite("ladder", "ladder", 300),
+    suite("trt_bisect", "bisect", 500),
     probe("plugin_fault", "tools", 260, "sanitize", "{work}/plugin_fault.onnx", *TRT, "--inputs", "{work}/plugin_fault.npz"),
     *(probe(f"planted_{kind}", "tools", 200, "sanitize", "--tool", "all", "--", PY, "examples/gpu/layers.py", kind)
       for kind in PLANTED),
@@ -183,11 +184,18 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("out", type=Path)
     parser.add_argument("--topic", default="", help="with commas between; default: all")
-    parser.add_argument("--only", default="", help="steps with this in their name")
+    parser.add_argument("--only", default="", help="steps with one of these in their name, commas between")
+    parser.add_argument(
+        "--stage", choices=("together", "alone"), help="those that share the card, or those that measure"
+    )
     parser.add_argument("--budget", type=float, default=math.inf, help="seconds in all")
     asked = parser.parse_args()
     topics = set(filter(None, asked.topic.split(","))) or {step.topic for step in STEPS}
-    steps = tuple(step for step in STEPS if step.topic in topics and asked.only in step.name)
+    parts, alone = asked.only.split(","), {"together": (False,), "alone": (True,)}.get(asked.stage, (False, True))
+    steps = tuple(
+        step for step in STEPS
+        if step.topic in topics and step.alone in alone and any(part in step.name for part in parts)
+    )  # fmt: skip
     if not steps:
         parser.error(f"no such step; there are {', '.join(step.name for step in STEPS)}")
     with tempfile.TemporaryDirectory(prefix="probe-record-") as folder:

@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from harness import process
 from harness.cuda import launch
 from harness.cuda.compile import Unit, build
 from harness.device_log import gpu as gpu_log
@@ -280,7 +281,7 @@ def test_racecheck_finds_nothing(device, tmp_path, root):
             ["compute-sanitizer", "--tool", tool, sys.executable, str(script)],
             capture_output=True,
             text=True,
-            env=os.environ | {"PYTHONPATH": str(root)},
+            env=os.environ | process.module_environment(),
         )
         assert "rows " in done.stdout
         assert re.search(r"ERROR SUMMARY: 0 errors|RACECHECK SUMMARY: 0 hazards", done.stdout), done.stdout[-2000:]
@@ -300,6 +301,6 @@ def test_a_crash_in_this_process_is_an_error_that_keeps_the_rows(device, tmp_pat
         "try:\n    log.read()\nexcept LaunchFailed as error:\n    print('failed', len(log.recorded.numbers('before')))\n"
     )
     done = subprocess.run(
-        [sys.executable, str(script)], capture_output=True, text=True, env=os.environ | {"PYTHONPATH": str(root)}
+        [sys.executable, str(script)], capture_output=True, text=True, env=os.environ | process.module_environment()
     )
     assert "failed 64" in done.stdout, done.stderr[-2000:]

@@ -67,7 +67,7 @@ LOSE = """
 import sys
 from pathlib import Path
 import numpy as np
-from harness import launch
+from harness.cuda import launch
 from harness.errors import LaunchFailed
 from kernels.plan import Launch, Pointer
 step = Launch(Path(sys.argv[1]), "wild", (1, 1, 1), (1, 1, 1), (Pointer("x"),), names=("x",))

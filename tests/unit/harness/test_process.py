@@ -167,6 +167,42 @@ def test_an_interrupt_while_the_program_starts_leaves_none_running(tmp_path, mon
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
+WORST_MOMENT = """
+import signal, subprocess, sys, threading
+from pathlib import Path
+class Lock:
+    def __init__(self):
+        self.lock, self.calls = threading.Lock(), 0
+        self.release = self.lock.release
+    def acquire(self, *words):
+        got, self.calls = self.lock.acquire(*words), self.calls + 1
+        if self.calls == 3:
+            signal.raise_signal(signal.SIGINT)
+        return got
+    def __enter__(self):
+        self.acquire()
+    def __exit__(self, *_):
+        self.release()
+start = subprocess.Popen.__init__
+def begin(self, *words, **more):
+    start(self, *words, **more)
+    self._waitpid_lock = Lock()
+    Path(sys.argv[2]).with_name("pids").write_text(f"{self.pid}\\n")
+subprocess.Popen.__init__ = begin
+"""
+
+
+def test_an_interrupt_between_two_instructions_of_the_wait_ends_the_program(tmp_path, fake, gone):
+    """When `Popen.wait` has just taken its lock: raised there, it would stay locked for ever."""
+    argv = [sys.executable, "-c", WORST_MOMENT + CALLER, "0.2", str(tmp_path / "log"), *fake("hang")]
+    caller = subprocess.Popen(argv, env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)})
+    try:
+        assert caller.wait(timeout=20) == 130
+    finally:
+        caller.kill()
+    assert gone(tmp_path / "pids")
+
+
 def test_a_failing_tick_ends_the_program(run, tmp_path, gone, short_grace):
     def fail(elapsed):
         if (tmp_path / "pids").exists():
