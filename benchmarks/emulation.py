@@ -73,9 +73,9 @@ def compare(path: Path, name: str, queries: int, threads: int) -> list[str]:
         results.append(result)
     rows["plain"] = [timed(partial(plain.run, feeds))[0] for _ in sets]
     for lowered, ours in zip(sets, results, strict=True):
-        seconds, rewritten = timed(partial(rewrite, model, lowered))
+        seconds, (proto, weights) = timed(partial(rewrite, model, lowered))
         rows["rewrite"].append(seconds)
-        seconds, session = timed(partial(create, *rewritten, threads))
+        seconds, session = timed(partial(create, proto, weights, threads))
         rows["create"].append(seconds)
         seconds, theirs = timed(partial(session.run, feeds))
         rows["run"].append(seconds)

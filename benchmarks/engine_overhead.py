@@ -5,8 +5,8 @@ a quick look on a processor). With `--nsys` the same engine runs once more under
 time that this process measured by itself is held against the kernels of each inference in the trace.
 
 The bare loop makes the same library calls on the same buffers: copy in, execute, copy out, wait. The harness's loop adds
-a range around each inference and the events and clocks that time it. Both run in turn, several rounds, and the ratio is
-that of the medians of the rounds. `--plan FILE` keeps the engine: what is there already is not built again.
+a range around each inference and the events and clocks that time it; making room for the times, and reading them, come
+before and after it. Both run in turn, several rounds, and the ratio is that of the medians of the rounds. `--plan FILE` keeps the engine: what is there already is not built again.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from ctypes import c_size_t, c_uint64, c_void_p
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -31,7 +32,7 @@ from harness.engines.ort import OrtRunner
 from harness.engines.runner import Runner
 from harness.engines.trt_run import TrtRunner
 from harness.record import Command
-from probes.targets import inferring, measuring_models
+from probes.targets import inferring
 from probes.targets.inferring import Spec
 from reports.readers import nsys
 
@@ -62,7 +63,8 @@ def bare(runner: Runner) -> Callable[[int], None]:
         return run_ort
     assert isinstance(runner, TrtRunner)
     library, stream = runner.device.driver._library, c_void_p(runner.stream.handle)
-    execute = (lambda handle: runner._graph.launch(handle)) if runner._graph is not None else runner._execute
+    handle = runner.stream.handle
+    launch = runner._graph.launcher(handle) if runner._graph is not None else partial(runner._execute, handle)
     copies = [[(slot.buffer._host, slot.buffer.address, slot.size) for tensor in tensors
                if (slot := runner._slots[tensor.name]).buffer is not None]
               for tensors in (runner.inputs, runner.outputs)]  # fmt: skip
@@ -73,7 +75,7 @@ def bare(runner: Runner) -> Callable[[int], None]:
         for _ in range(count):
             for words in ins:
                 library.cuMemcpyHtoDAsync_v2(*words)
-            execute(runner.stream.handle)
+            launch()
             for words in outs:
                 library.cuMemcpyDtoHAsync_v2(*words)
             library.cuStreamSynchronize(stream)
@@ -87,11 +89,11 @@ def overhead(runner: Runner, iterations: int, rounds: int) -> tuple[float, float
     run(iterations)
     for number in range(rounds):
         for name in ("bare", "ours") if number % 2 else ("ours", "bare"):
+            once = partial(run, iterations)
+            if name == "ours":
+                _, once = measuring.prepared(runner, iterations, measuring.MEASURE)
             start = time.perf_counter()
-            if name == "bare":
-                run(iterations)
-            else:
-                measuring.loop(runner, iterations, measuring.MEASURE)
+            once()
             times[name].append((time.perf_counter() - start) / iterations)
     return statistics.median(times["bare"]), statistics.median(times["ours"])
 
@@ -100,7 +102,7 @@ def traced(spec: Spec, folder: Path) -> tuple[float, float]:
     """Median over the inferences in a trace: from the first kernel's start to the last one's end, and kernels alone, in ns."""
     report = folder / "trace"
     argv = ("nsys", "profile", *OPTIONS, "-o", str(report), *inferring.command(spec.write(folder / "infer.json")))
-    run = process.run(Command(argv, 600.0, measuring_models.environment()), folder / "nsys")
+    run = process.run(Command(argv, 600.0, process.module_environment()), folder / "nsys")
     if not run.ok:
         raise SystemExit(f"nsys: {process.tail(run.stderr)}{process.tail(run.stdout)}")
     tables = nsys.read(report.with_suffix(".sqlite")).tables

@@ -33,6 +33,7 @@ from examples import models as zoo
 from harness.models import model as models
 from harness.models.emulate import Emulation
 from harness.models.model import Model
+from harness.record import Answer, Outcome
 from probes.bisecting import candidates as candidates_of
 from probes.bisecting import search, verdicts
 
@@ -62,7 +63,7 @@ class Case:
         self.key_of = {node.index: node.key for node in self.model.nodes}
         self.index_of = {key: index for index, key in self.key_of.items()}
 
-    def answer(self, lowered: Collection[int]) -> search.Answer:
+    def answer(self, lowered: Collection[int]) -> Answer:
         return verdicts.accuracy([self.sample.run(lowered)], [self.reference], tolerance=self.tolerance)
 
     def error(self, kept: Collection[str]) -> float:
@@ -76,7 +77,7 @@ class Case:
         asked: list[search.Query] = []
         start = time.perf_counter()
 
-        def ask(query: search.Query) -> search.Answer:
+        def ask(query: search.Query) -> Answer:
             asked.append(query)
             return self.answer(query)
 
@@ -106,7 +107,7 @@ class Case:
 
         def close(expected: list[np.ndarray], got: list[np.ndarray]) -> bool:
             reference = self.reference if our_oracle else expected
-            return verdicts.accuracy([got], [reference], tolerance=self.tolerance).outcome is search.Outcome.PASS
+            return verdicts.accuracy([got], [reference], tolerance=self.tolerance).outcome is Outcome.PASS
 
         remark, start = "", time.perf_counter()
         with contextlib.ExitStack() as stack:

@@ -51,11 +51,12 @@ def run(kind: str, iterations: int, *, graph: bool) -> None:
         name: launch.prepare([one], dict.fromkeys(addresses, 4), options).bind(addresses)
         for name, one in layers.items()
     }
+    graphs = {name: call.graph() for name, call in calls.items()} if graph else {}
     for number in range(iterations):
         with ranges.range(f"inference #{number}"):
             for name, call in calls.items():
                 with ranges.range(name):
-                    call.graph().launch() if graph else call.launch()
+                    graphs[name].launch(0) if graph else call.launch()
                     card.synchronize(shown=name)
 
 

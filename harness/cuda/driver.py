@@ -9,6 +9,7 @@ from __future__ import annotations
 import ctypes
 import functools
 import sys
+from collections.abc import Callable
 from ctypes import POINTER, byref, c_char_p, c_float, c_int, c_size_t, c_ubyte, c_uint, c_uint64, c_void_p
 from pathlib import Path
 from typing import Any
@@ -124,6 +125,18 @@ class Driver:
         status = function(*arguments)
         if status != SUCCESS:
             raise self.failure(shown or f"{name}()", status)
+
+    def prepared(self, name: str, *arguments: Any, shown: str | None = None) -> Callable[[], None]:
+        """The same call to be made many times: its arguments are C's already, converting them costs more than it does."""
+        function = self.function(name)
+        words = tuple(kind(argument) for kind, argument in zip(function.argtypes, arguments, strict=True))
+
+        def call() -> None:
+            status = function(*words)
+            if status != SUCCESS:
+                raise self.failure(shown or f"{name}()", status)
+
+        return call
 
     def try_call(self, name: str, *arguments: Any) -> int:
         """Call a function whose failure changes nothing (freeing after the context was lost); its status."""

@@ -44,13 +44,13 @@ class Buffer:
         """On the device."""
         return self._memory.address
 
-    def upload(self, size: int, stream: int) -> None:
-        if size:
-            self._device.driver.call("cuMemcpyHtoDAsync_v2", self._memory.address, self._host, size, stream)
+    def upload(self, size: int, stream: int) -> Callable[[], None]:
+        """A call that copies so many bytes to the device."""
+        return self._device.driver.prepared("cuMemcpyHtoDAsync_v2", self._memory.address, self._host, size, stream)
 
-    def download(self, size: int, stream: int) -> None:
-        if size:
-            self._device.driver.call("cuMemcpyDtoHAsync_v2", self._host, self._memory.address, size, stream)
+    def download(self, size: int, stream: int) -> Callable[[], None]:
+        """A call that copies so many bytes back."""
+        return self._device.driver.prepared("cuMemcpyDtoHAsync_v2", self._host, self._memory.address, size, stream)
 
 
 def present() -> bool:

@@ -11,6 +11,7 @@ from harness.models.model import Model, subgraphs, walk
 
 _NODE = "[ONNX Layer: "
 _SUFFIX = re.compile(r"_\d+$")  # the parser makes a name that stands twice unique
+FULL = ("fp32", "tf32")  # precisions whose tensors are stored in FP32
 _UNNAMED = "node_of_"  # how the parser calls a node without a name, by its first output
 
 
@@ -51,14 +52,49 @@ def attribute(layers: Sequence[LayerFact], makers: Mapping[str, str]) -> list[st
     """
     named = _names(makers)
     found = [_own(layer, makers, named) for layer in layers]
-    readers: dict[str, list[int]] = {}
-    for at, layer in enumerate(layers):
-        for tensor in layer.reads:
-            readers.setdefault(tensor, []).append(at)
+    readers = _readers(layers)
     for at in reversed(range(len(layers))):  # readers come after what they read
         if found[at] is None:
-            users = {found[reader] for tensor in layers[at].makes for reader in readers.get(tensor, ())}
+            users = {found[reader] for reader in readers[at]}
             found[at] = users.pop() if len(users) == 1 else None
+    return found
+
+
+def held(layers: Sequence[LayerFact], owners: Sequence[str | None], precisions: Mapping[str, str]) -> dict[int, str]:
+    """Layer, by its place -> the precision asked for it by the name of its node or its own.
+
+    What a layer in FP32 reads of constants is FP32 as well, whoever else reads it: TensorRT 8.6 clamps them to what FP16
+    holds, and multiplies in FP32 with 65504 where the model says 2^18.
+    """
+    found = {}
+    for at, (layer, owner) in enumerate(zip(layers, owners, strict=True)):
+        names = (owner, layer.name, *layer.nodes)
+        asked = next((precisions[name] for name in names if name is not None and name in precisions), None)
+        if asked is not None:
+            found[at] = asked
+    readers, constant = _readers(layers), _constant(layers)
+    for at in reversed(range(len(layers))):
+        if at in constant and any(found.get(reader) in FULL for reader in readers[at]):
+            found[at] = "fp32"
+    return found
+
+
+def _readers(layers: Sequence[LayerFact]) -> list[list[int]]:
+    """The layers that read what each makes."""
+    by_tensor: dict[str, list[int]] = {}
+    for at, layer in enumerate(layers):
+        for tensor in layer.reads:
+            by_tensor.setdefault(tensor, []).append(at)
+    return [[reader for tensor in layer.makes for reader in by_tensor.get(tensor, ())] for layer in layers]
+
+
+def _constant(layers: Sequence[LayerFact]) -> set[int]:
+    """Constants, and what only gives them another shape."""
+    found, tensors = set(), set[str]()
+    for at, layer in enumerate(layers):
+        if layer.kind == "CONSTANT" or (layer.kind == "SHUFFLE" and layer.reads and tensors.issuperset(layer.reads)):
+            found.add(at)
+            tensors.update(layer.makes)
     return found
 
 

@@ -10,7 +10,7 @@ import numpy as np
 
 from harness import ranges
 from harness.engines.profiler import LayerTime
-from harness.engines.runner import Column, Runner
+from harness.engines.runner import Column, Runner, Timed
 from harness.errors import UsageError
 
 Tell = Callable[[str], None]
@@ -114,14 +114,24 @@ def _warmed_up(runner: Runner, schedule: Schedule) -> Schedule:
 
 def loop(runner: Runner, count: int, name: str) -> dict[str, Column]:
     """`count` inferences one after the other inside the range `name`, each in a range of its own; their times."""
+    timed, run = prepared(runner, count, name)
+    run()
+    return timed.columns()
+
+
+def prepared(runner: Runner, count: int, name: str) -> tuple[Timed, Callable[[], None]]:
+    """The loop with all its room made, and what runs it: only what stands in here is between two inferences."""
     timed = runner.timed(count)
     marks = [ranges.prepare(f"inference #{index}" if name == MEASURE else name) for index in range(count)]
     once = timed.once
-    with ranges.range(name):
-        for index, mark in enumerate(marks):
-            with mark:
-                once(index)
-    return timed.columns()
+
+    def run() -> None:
+        with ranges.range(name):
+            for index, mark in enumerate(marks):
+                with mark:
+                    once(index)
+
+    return timed, run
 
 
 def statistics(values: Column) -> dict[str, float]:

@@ -28,8 +28,8 @@ from harness.models.model import from_proto, load
 MODULES = {"trt": "tensorrt", "trt-rtx": "tensorrt_rtx"}
 RTX_CAPABILITY = "SM89"  # what RTX builds for if not told and there is no GPU to ask
 TAGS = {b"ftrt": "trt", b"vtrt": "trt-rtx"}  # how a plan begins
-# Layers whose types are not ours to choose: they say one themselves, hold data, or steer loops and branches.
-UNTYPED = frozenset({"CONSTANT", "SHAPE", "CAST", "QUANTIZE", "DEQUANTIZE", "TRIP_LIMIT", "RECURRENCE", "ITERATOR", "LOOP_OUTPUT",
+# Layers whose types are not ours to choose: they say one themselves, or steer loops and branches.
+UNTYPED = frozenset({"SHAPE", "CAST", "QUANTIZE", "DEQUANTIZE", "TRIP_LIMIT", "RECURRENCE", "ITERATOR", "LOOP_OUTPUT",
                       "CONDITION", "CONDITIONAL_INPUT", "CONDITIONAL_OUTPUT", "ASSERTION"})  # fmt: skip
 
 
@@ -339,22 +339,25 @@ def _constrain(
     types = {"fp32": "FLOAT", "tf32": "FLOAT", "fp16": "HALF", "bf16": "BF16", "int8": "INT8"}
     floats = {trt.DataType.__members__[name] for name in ("FLOAT", "HALF", "BF16") if name in trt.DataType.__members__}
     facts, makers = engine_layers.facts_of(network), _makers(source)
-    met: set[str] = set(makers.values())  # a node may have left no layer: folded into a constant
+    owners = engine_layers.attribute(facts, makers)
+    held = engine_layers.held(facts, owners, precisions)
     count = 0
-    for layer, fact, node in zip(_layers(network), facts, engine_layers.attribute(facts, makers), strict=True):
-        name = next((name for name in (node, fact.name, *fact.nodes) if name is not None and name in precisions), None)
-        if name is None:
-            continue
-        met.add(name)
+    for at, layer in enumerate(_layers(network)):
         outputs = [index for index in range(layer.num_outputs) if layer.get_output(index).dtype in floats
                    and not layer.get_output(index).is_shape_tensor]  # fmt: skip
-        if fact.kind in UNTYPED or not outputs:
+        asked = held.get(at)
+        lowered = facts[at].kind == "CONSTANT" and asked not in engine_layers.FULL  # its type is its weights'
+        if asked is None or lowered or facts[at].kind in UNTYPED or not outputs:
             continue
-        dtype = trt.DataType.__members__[types[precisions[name]]]
+        dtype = trt.DataType.__members__[types[asked]]
         layer.precision = dtype
         for index in outputs:
             layer.set_output_type(index, dtype)
         count += 1
+    met = {
+        *makers.values(),
+        *(name for fact in facts for name in (fact.name, *fact.nodes)),
+    }  # a node may be folded away
     if missed := sorted(set(precisions) - met):
         raise UsageError(f"layer precision: the network has no layer or ONNX node {missed[0]!r}")
     config.set_flag(trt.BuilderFlag.OBEY_PRECISION_CONSTRAINTS)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -206,11 +207,20 @@ class TrtRunner(Runner):
 
     # Inference, in its parts
 
+    def _uploads(self) -> list[Callable[[], None]]:
+        return [buffer.upload(size, self._stream.handle) for buffer, size in self._buffers(self.inputs)]
+
+    def _downloads(self) -> list[Callable[[], None]]:
+        return [buffer.download(size, self._stream.handle) for buffer, size in self._buffers(self.outputs)]
+
+    def _buffers(self, tensors: Sequence[Tensor]) -> list[tuple[Buffer, int]]:
+        """Those with bytes to copy."""
+        slots = [self._slots[tensor.name] for tensor in tensors]
+        return [(slot.buffer, slot.size) for slot in slots if slot.buffer is not None and slot.size]
+
     def _upload(self) -> None:
-        for tensor in self.inputs:
-            slot = self._slots[tensor.name]
-            if slot.buffer is not None:
-                slot.buffer.upload(slot.size, self._stream.handle)
+        for copy in self._uploads():
+            copy()
 
     def _launch(self) -> None:
         if self._graph is not None:
@@ -219,10 +229,8 @@ class TrtRunner(Runner):
             self._not_launched()
 
     def _download(self) -> None:
-        for tensor in self.outputs:
-            slot = self._slots[tensor.name]
-            if slot.buffer is not None:
-                slot.buffer.download(slot.size, self._stream.handle)
+        for copy in self._downloads():
+            copy()
 
     def _not_launched(self) -> None:
         """A failed kernel is told by CUDA, all else by TensorRT's log."""
@@ -245,10 +253,12 @@ class TrtRunner(Runner):
         return _TrtTimed(self, count)
 
     def steps(self) -> tuple[Callable[[], None], Callable[[], None], Callable[[], None]]:
-        """Copy in, compute, copy out: each puts its work on the stream and returns."""
+        """Copy in, compute, copy out: each puts its work on the stream and returns. Good until something else is bound."""
+        launch = self._launch if self._graph is None else self._graph.launcher(self._stream.handle)
         if not self._options.transfers:
-            return _nothing, self._launch, _nothing
-        return self._upload, self._launch, self._download
+            return _nothing, launch, _nothing
+        late = self._download if self._allocators else _one_by_one(self._downloads())  # where to is known by then
+        return _one_by_one(self._uploads()), launch, late
 
     def burst(self, count: int) -> float:
         upload, launch, download = self.steps()
@@ -309,33 +319,39 @@ class _TrtTimed(Timed):
 
     def __init__(self, runner: TrtRunner, count: int) -> None:
         self._upload, self._launch, self._download = runner.steps()
-        self._stream = runner.stream
+        stream, driver = runner.stream.handle, runner.device.driver
         self._events = [[Event(runner.device) for _ in range(4)] for _ in range(count)]
-        self._enqueue = np.full(count, np.nan)
-        for row in self._events:  # an event's first use costs more than the others
-            for event in row:
-                event.record(self._stream.handle)
-        self._stream.synchronize()
+        self._records = [[driver.prepared("cuEventRecord", one.handle, stream) for one in row] for row in self._events]
+        self._wait = driver.prepared("cuStreamSynchronize", stream, shown="the inference")
+        self._enqueue = [math.nan] * count
+        for row in self._records:  # an event's first use costs more than the others
+            for record in row:
+                record()
+        self._wait()
 
     def once(self, index: int) -> None:
-        stream, (begin, copied, computed, end) = self._stream.handle, self._events[index]
-        begin.record(stream)
+        begin, copied, computed, end = self._records[index]
+        begin()
         self._upload()
-        copied.record(stream)
+        copied()
         start = time.perf_counter_ns()
         self._launch()
         self._enqueue[index] = time.perf_counter_ns() - start
-        computed.record(stream)
+        computed()
         self._download()
-        end.record(stream)
-        self._stream.synchronize("the inference")
+        end()
+        self._wait()
 
     def columns(self) -> dict[str, Column]:
         parts = {"h2d_ns": (0, 1), "compute_ns": (1, 2), "d2h_ns": (2, 3)}
         found = {
             name: np.array([row[to].since_ns(row[of]) for row in self._events]) for name, (of, to) in parts.items()
         }
-        return {"enqueue_ns": self._enqueue, **found, "latency_ns": sum(found.values(), np.zeros(len(self._events)))}
+        return {
+            "enqueue_ns": np.array(self._enqueue, np.float64),
+            **found,
+            "latency_ns": sum(found.values(), np.zeros(len(self._events))),
+        }
 
 
 def check_header(plan: bytes, backend: str, origin: str) -> None:
@@ -351,6 +367,18 @@ def check_header(plan: bytes, backend: str, origin: str) -> None:
 
 def _nothing() -> None:
     pass
+
+
+def _one_by_one(calls: Sequence[Callable[[], None]]) -> Callable[[], None]:
+    """All of these in one call."""
+    if len(calls) == 1:
+        return calls[0]
+
+    def each() -> None:
+        for call in calls:
+            call()
+
+    return each
 
 
 def _dtype(dtype: Any) -> np.dtype:

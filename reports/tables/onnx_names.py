@@ -23,7 +23,9 @@ STEP = re.compile(
     r"^(?:gelu_)?(?:off_add|sr_div|sr_mul|maxred|minred|sumred|sum|sub|add|mul|div|exp|cast|max|min|erf|sqrt|neg|log|tanh"
     r"|pow|const|resh?p?|transp|xpos|slice|concat|zero|one|fill|cast_fp32|cast_16bit)(?:_?\d+)?$"
 )
-LEAD = re.compile(r"(?:[A-Za-z]+_)*?(?:output|before|after|of)_")  # `shuffle_output_`, `reshape_before_`
+LEAD = re.compile(
+    r"(?:[A-Za-z]+_)*?(?:output|input|before|after|of)_(?:\d+_)?_*"
+)  # `shuffle_output_`, `shuffle_input_0_`, `reshape_before_`
 UNNAMED = re.compile(r"^\(Unnamed Layer[*_] (\d+)\) \[(\w+)\]")
 STEPS = re.compile(r"^(?:__myl|_gemm)_(\w*)$")
 CAMEL = re.compile(r"[A-Z][a-z0-9]*")

@@ -9,6 +9,7 @@ from __future__ import annotations
 import ctypes
 import enum
 import weakref
+from collections.abc import Sequence
 from ctypes import byref, c_float, c_int, c_uint64, c_void_p, cast, pointer
 from types import ModuleType
 from typing import Any
@@ -185,12 +186,17 @@ class Layer:
 
     num_outputs = 1
 
-    def __init__(self, name: str, metadata: str, kind: Any, output: Tensor) -> None:
+    def __init__(self, name: str, metadata: str, kind: Any, output: Tensor, inputs: Sequence[Tensor] = ()) -> None:
         object.__setattr__(self, "asked", {})
-        self.__dict__.update(name=name, metadata=metadata, type=kind, output=output)
+        self.__dict__.update(
+            name=name, metadata=metadata, type=kind, output=output, inputs=inputs, num_inputs=len(inputs)
+        )
 
     def __setattr__(self, name: str, value: Any) -> None:
         self.asked[name] = value
+
+    def get_input(self, index: int) -> Tensor:
+        return self.inputs[index]
 
     def get_output(self, index: int) -> Tensor:
         return self.output
@@ -215,7 +221,8 @@ class Network:
             metadata = f"[ONNX Layer: {node.name}]"
             constant = Tensor(f"{node.name}:c", (), trt.DataType.FLOAT)
             self.layers.append(Layer(f"(Unnamed) {node.name}", metadata, trt.LayerType.CONSTANT, constant))
-            self.layers.append(Layer(node.name, metadata, kind, Tensor(node.output[0], (-1, 8), trt.DataType.FLOAT)))
+            output = Tensor(node.output[0], (-1, 8), trt.DataType.FLOAT)
+            self.layers.append(Layer(node.name, metadata, kind, output, (constant,)))
         self.marked = [Tensor(value.name, (), None) for value in graph.output]
 
     @property

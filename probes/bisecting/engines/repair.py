@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import onnx
 from onnx import TensorProto, helper
 
+from harness.engines import layers as engine_layers
 from harness.engines.options import BuildOptions
 from harness.engines.trt import UNTYPED
 from harness.errors import UsageError
@@ -54,7 +55,8 @@ def lowering(
         submodel.save(proto, weights, path)
         held = frozenset(key for index, key in variation.nodes if index not in found.applied)
         options = variation.options(setting.options, found.applied)
-        layers = [layer.name for layer, node in zip(setting.layers, setting.owners, strict=True) if node in held]
+        places = engine_layers.held(setting.layers, setting.owners, dict.fromkeys(held, "fp32"))
+        layers = [setting.layers[at].name for at in sorted(places)]
         source = path.name if setting.strong else model.path.name
         notes.append(_script(setting, session, source, options, layers))
         notes.append(trtexec(setting, session, source, options, () if setting.strong else layers))

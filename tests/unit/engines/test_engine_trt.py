@@ -19,6 +19,7 @@ from harness.engines import measuring
 from harness.engines import trt as engine_trt
 from harness.engines import trt_run as engine_trt_run
 from harness.engines.api import FEATURES, read
+from harness.engines.layers import LayerFact, held
 from harness.engines.log import failure
 from harness.engines.measuring import Schedule
 from harness.engines.options import build_key, from_json, to_json
@@ -371,12 +372,24 @@ def test_strong_typing_puts_the_precision_into_the_model(trt, version, precision
 def test_layers_are_held_to_a_precision_by_the_onnx_node_they_came_from(trt):
     fake, made = trt("8.6.1", precision="fp16", layer_precisions={"/layer.1/bias": "fp32"})
     asked = {layer.name: layer.asked for layer in fake.network.layers if layer.asked}
-    fp32 = fake.DataType.FLOAT
-    assert asked == {"/layer.1/bias": {"precision": fp32, "output": fp32}}  # the constant beside it has no precision
+    both = {"precision": fake.DataType.FLOAT, "output": fake.DataType.FLOAT}
+    assert asked == {"(Unnamed) /layer.1/bias": both, "/layer.1/bias": both}  # what it multiplies with is FP32 as well
     assert "OBEY_PRECISION_CONSTRAINTS" in fake.config.flags
-    assert any("1 layers held" in note for note in made.notes)
+    assert any("2 layers held" in note for note in made.notes)
+    fake, _ = trt("8.6.1", precision="fp32", layer_precisions={"/layer.1/bias": "fp16"})
+    assert [layer.name for layer in fake.network.layers if layer.asked] == ["/layer.1/bias"]
     with pytest.raises(UsageError, match="no layer or ONNX node 'nope'"):
         trt("8.6.1", layer_precisions={"nope": "fp16"})
+
+
+def test_a_constant_goes_with_a_reader_in_fp32_whoever_else_reads_it():
+    layers = [LayerFact("c", "CONSTANT", makes=("c",)), LayerFact("s", "SHUFFLE", reads=("c",), makes=("s",)),
+              LayerFact("x", "SHUFFLE", reads=("in",), makes=("x",)), LayerFact("a", "ELEMENTWISE", reads=("x", "s"), makes=("a",)),
+              LayerFact("b", "ELEMENTWISE", reads=("a", "s"), makes=("b",))]  # fmt: skip
+    owners = [None, None, None, "/a", "/b"]
+    assert held(layers, owners, {"/b": "fp32"}) == {0: "fp32", 1: "fp32", 4: "fp32"}
+    assert held(layers, owners, {"/a": "fp16"}) == {3: "fp16"}
+    assert held(layers, owners, {"/a": "fp16", "/b": "tf32"}) == {0: "fp32", 1: "fp32", 3: "fp16", 4: "tf32"}
 
 
 def test_the_rest_of_the_options_reaches_the_builder(trt):
