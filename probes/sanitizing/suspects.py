@@ -9,6 +9,7 @@ from typing import Any
 
 import pandas as pd
 
+from harness.tools.sanitizer import FALSE_ALARM
 from probes.sanitizing.locating import Place
 from reports.artifact import Artifact
 
@@ -39,6 +40,11 @@ class Suspect:
     def is_fault(self) -> bool:
         """Whether it stands at a kernel; not one that only tells of another."""
         return self.kernel is not None and self.same["kind"] != NOT_HERE
+
+    @property
+    def is_doubtful(self) -> bool:
+        """Whether the checker says this of kernels that do nothing wrong, too."""
+        return self.kernel is not None and FALSE_ALARM.search(str(self.example["message"])) is not None
 
     def as_json(self) -> dict[str, Any]:
         place = self.place

@@ -116,6 +116,34 @@ def test_nodes_that_no_name_tells_are_inferred_from_the_model_and_marked(tools, 
     assert "l0.v" in page[page.index(">Faults</h2>") :]
 
 
+def test_a_kernel_that_the_checker_accuses_as_it_does_good_ones_is_left_out(tools):
+    """On sm_90 it stops at TensorRT's products, before it comes to the kernel at fault."""
+    tools.set("compute-sanitizer", alarm="sm90_gemm", faulty=0)
+    code, result = sanitize("--no-follow", "--no-locate")
+    assert code == 1
+    assert result["kernels"] == [KERNEL]
+    assert {one["kind"] for one in result["findings"]} == {"Invalid __global__ write", "CUDA API error"}
+    *_, last = result["ran"]
+    assert any("memcheck accused sm90_gemm" in note for note in last["notes"])
+    exclude = [call[call.index("--kernel-name-exclude") + 1] for call in tools.calls("compute-sanitizer")[1:]]
+    assert exclude == ["kns=sm90_gemm"]
+    assert "at least 2 blocks" not in Path("run/report.html").read_text()
+
+
+def test_a_program_in_which_nothing_else_is_wrong_is_clean(tools):
+    tools.set("compute-sanitizer", alarm="sm90_gemm", faulty=-1)
+    code, result = sanitize("--no-follow")
+    assert (code, result["status"], result["findings"]) == (0, "clean", [])
+
+
+def test_an_accusation_stands_where_nothing_else_explains_what_went_wrong(tools, monkeypatch):
+    monkeypatch.setattr("probes.sanitizing.running._only_calls", lambda found: True)
+    tools.set("compute-sanitizer", alarm="sm90_gemm", faulty=-1)
+    code, result = sanitize("--no-follow", "--no-locate")
+    assert code == 1
+    assert result["kernels"] == ["sm90_gemm"]
+
+
 def _check_what_was_run(tools: Tools) -> None:
     """The suspect alone under the other checkers, and few runs for the halving."""
     calls = tools.calls("compute-sanitizer")
