@@ -36,6 +36,7 @@ from harness.bert.model import BertConfig
 from harness.bert.plan import BertPlan, PlanOptions
 from harness.bert.run import OnGpu, time_calls
 from harness.cuda import device as gpu
+from harness.cuda.device import Device
 from harness.errors import ProbeError, UsageError
 from kernels.attention import uniform_lengths
 from probes.kernels.benching import Roofs
@@ -279,6 +280,7 @@ def climb(folder: Path, routes: tuple[str, ...]) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--budget", type=float, default=230.0, help="seconds in all")
+    parser.add_argument("--serial", action="store_true", help="no kernel begins before the one before it has ended")
     parser.add_argument("--only", default="", help="workloads and variants with this in their name")
     parser.add_argument("--json", type=Path, help="where the rows go, rewritten after each")
     parser.add_argument("--climb", type=Path, metavar="DIR", help="the ladder itself instead, its session in DIR")
@@ -295,7 +297,9 @@ def main() -> None:
         device = gpu.get()
     except UsageError as error:
         raise SystemExit(str(error)) from error
-    say(f"{device.facts.name}, driver for CUDA {device.facts.driver}")
+    say(f"{device.facts.name}, driver for CUDA {device.facts.driver}{', serial' if options.serial else ''}")
+    if options.serial:
+        setattr(Device, "overlaps_launches", False)  # noqa: B010  a property
     if options.climb:
         climb(options.climb, tuple(options.routes.split(",")))
         return

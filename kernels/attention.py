@@ -257,7 +257,7 @@ def _launch(case: AttentionCase, entry: str, queries: int, threads: int, scales:
     macros = {"HEAD_SIZE": case.head_size, **defines}
     return Launch(
         CUDA / f"{entry.removesuffix('_16bit')}.cu", entry, grid, (threads, 1, 1), tuple(arguments.values()), shared,
-        tuple((name, str(value)) for name, value in macros.items()), tuple(arguments),
+        tuple((name, str(value)) for name, value in macros.items()), tuple(arguments), overlaps=True,
     )  # fmt: skip
 
 

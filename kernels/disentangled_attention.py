@@ -60,7 +60,7 @@ def plan(case: DisentangledAttention) -> Plan:
     tiles = ceil_div(case.sequence, TILE)
     entry = f"disentangled_attention_{SUFFIX[case.dtype]}"
     launch = Launch(SOURCE, entry, (tiles, tiles, case.planes), (TILE, ROWS, 1), tuple(arguments.values()),
-                    names=tuple(arguments))  # fmt: skip
+                    names=tuple(arguments), overlaps=True)  # fmt: skip
     return Plan((*buffers, Buffer("output", case.dtype, scores, "out")), (launch,))
 
 

@@ -101,17 +101,17 @@ def _embed(case: EmbeddingLayerNorm) -> Launch:
     }  # fmt: skip
     grid, block = spread(case.rows, case.hidden)
     entry = f"embedding_layernorm_{SUFFIX[case.dtype]}"
-    return Launch(SOURCE, entry, grid, block, tuple(arguments.values()), names=tuple(arguments))
+    return Launch(SOURCE, entry, grid, block, tuple(arguments.values()), names=tuple(arguments), overlaps=True)
 
 
 def _mask(case: EmbeddingLayerNorm) -> Launch:
     counts, batch = Pointer("counts"), np.int32(case.batch)
     if case.varlen:
         return Launch(SOURCE, "length_counts", (ceil_div(case.batch, 128), 1, 1), (128, 1, 1),
-                      (Pointer("cu_seqlens"), counts, batch), names=("cu_seqlens", "counts", "batch"))  # fmt: skip
+                      (Pointer("cu_seqlens"), counts, batch), names=("cu_seqlens", "counts", "batch"), overlaps=True)  # fmt: skip
     return Launch(SOURCE, "mask_counts", (ceil_div(case.batch, 4), 1, 1), (32, 4, 1),
                   (Pointer("mask"), counts, np.int32(case.sequence), batch),
-                  names=("mask", "counts", "sequence", "batch"))  # fmt: skip
+                  names=("mask", "counts", "sequence", "batch"), overlaps=True)  # fmt: skip
 
 
 def inputs(case: EmbeddingLayerNorm, rng: np.random.Generator) -> Arrays:

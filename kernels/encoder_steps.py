@@ -59,7 +59,13 @@ def layernorm_once(dtype: str, rows: int, hidden: int, epsilon: float) -> Plan:
     arguments |= {"rows": np.int32(rows), "hidden": np.int32(hidden), "epsilon": np.float32(epsilon)}
     grid, block = spread(rows, hidden)
     launch = Launch(
-        SOURCE, f"layernorm_once_{SUFFIX[dtype]}", grid, block, tuple(arguments.values()), names=tuple(arguments)
+        SOURCE,
+        f"layernorm_once_{SUFFIX[dtype]}",
+        grid,
+        block,
+        tuple(arguments.values()),
+        names=tuple(arguments),
+        overlaps=True,
     )
     return Plan(buffers, (launch,))
 
@@ -100,7 +106,9 @@ def skip_layernorm_mixed(rows: int, hidden: int, epsilon: float, *, rounded: boo
     grid, block = spread(rows, hidden)
     arguments: dict[str, Argument] = {name: Pointer(name if name in wanted else None) for name in kinds}
     arguments |= {"rows": np.int32(rows), "hidden": np.int32(hidden), "epsilon": np.float32(epsilon)}
-    launch = Launch(SOURCE, "skip_layernorm_s8_f16", grid, block, tuple(arguments.values()), names=tuple(arguments))
+    launch = Launch(
+        SOURCE, "skip_layernorm_s8_f16", grid, block, tuple(arguments.values()), names=tuple(arguments), overlaps=True
+    )
     return Plan(tuple(buffers), (launch,))
 
 
@@ -114,5 +122,7 @@ def _over_elements(
 
 def _plan(entry: str, buffers: list[Buffer], scalars: Mapping[str, np.generic], grid: Extent) -> Plan:
     arguments: dict[str, Argument] = {**{buffer.name: Pointer(buffer.name) for buffer in buffers}, **scalars}
-    launch = Launch(SOURCE, entry, grid, (THREADS, 1, 1), tuple(arguments.values()), names=tuple(arguments))
+    launch = Launch(
+        SOURCE, entry, grid, (THREADS, 1, 1), tuple(arguments.values()), names=tuple(arguments), overlaps=True
+    )
     return Plan(tuple(buffers), (launch,))

@@ -118,7 +118,9 @@ def _finish(case: FullyConnected) -> Launch:
     width = SUMS if case.n % SUMS == 0 else 1
     grid = (ceil_div(ceil_div(case.m * case.n, width), THREADS), 1, 1)
     entry = f"finish_sums_{SUFFIX[case.out]}"
-    return Launch(EPILOGUE, entry, grid, (THREADS, 1, 1), tuple(arguments.values()), names=tuple(arguments))
+    return Launch(
+        EPILOGUE, entry, grid, (THREADS, 1, 1), tuple(arguments.values()), names=tuple(arguments), overlaps=True
+    )
 
 
 def inputs(case: FullyConnected, rng: np.random.Generator) -> Arrays:

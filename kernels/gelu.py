@@ -55,7 +55,9 @@ def launch(dtype: str, rows: int, columns: int, source: str, bias: str | None, t
     }  # fmt: skip
     grid = (ceil_div(vectors, THREADS * UNROLL), 1, 1)
     entry = f"gelu_{SUFFIX[dtype]}"
-    return Launch(SOURCE, entry, grid, (THREADS, 1, 1), tuple(arguments.values()), names=tuple(arguments))
+    return Launch(
+        SOURCE, entry, grid, (THREADS, 1, 1), tuple(arguments.values()), names=tuple(arguments), overlaps=True
+    )
 
 
 def plan(case: Gelu) -> Plan:

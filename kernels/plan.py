@@ -38,7 +38,11 @@ Argument = Pointer | np.generic  # a scalar's NumPy type is the parameter's type
 
 @dataclass(frozen=True)
 class Launch:
-    """One launch of an `extern "C" __global__` function; arguments stand in the order of its parameters."""
+    """One launch of an `extern "C" __global__` function; arguments stand in the order of its parameters.
+
+    `overlaps`: it waits by itself for the kernel before it (`after_previous()` of overlap.cuh comes first in it), so that it
+    may be brought onto the GPU while that one ends.
+    """
 
     source: Path
     entry: str
@@ -48,6 +52,7 @@ class Launch:
     shared_bytes: int = 0  # dynamic shared memory
     defines: tuple[tuple[str, str], ...] = ()  # macros that the source is compiled with
     names: tuple[str, ...] = ()  # of the parameters, for messages and NVTX payloads
+    overlaps: bool = False
 
 
 @dataclass(frozen=True)

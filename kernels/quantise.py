@@ -48,7 +48,9 @@ def plan(case: Quantise) -> Plan:
     entry = f"{'dequantise' if case.back else 'quantise'}_{SUFFIX[case.dtype]}"
     grid = (ceil_div(ceil_div(case.count, width), THREADS), 1, 1)
     buffers = (Buffer("input", source, (case.count,)), Buffer("output", target, (case.count,), "out"))
-    launch = Launch(SOURCE, entry, grid, (THREADS, 1, 1), tuple(arguments.values()), names=tuple(arguments))
+    launch = Launch(
+        SOURCE, entry, grid, (THREADS, 1, 1), tuple(arguments.values()), names=tuple(arguments), overlaps=True
+    )
     return Plan(buffers, (launch,))
 
 

@@ -86,7 +86,7 @@ def plan(case: SkipLayerNorm) -> Plan:
     arguments: dict[str, Argument] = {**pointers, **scalars}
     grid, block = spread(case.rows, case.hidden)
     entry = f"skip_layernorm_{SUFFIX[case.dtype]}"
-    launch = Launch(SOURCE, entry, grid, block, tuple(arguments.values()), names=tuple(arguments))
+    launch = Launch(SOURCE, entry, grid, block, tuple(arguments.values()), names=tuple(arguments), overlaps=True)
     return Plan(tuple(buffers), (launch,))
 
 

@@ -24,6 +24,8 @@ CAPABILITY_MAJOR, CAPABILITY_MINOR, SHARED_OPTIN = 75, 76, 97
 FUNCTION_SHARED_STATIC, FUNCTION_DYNAMIC_SHARED = 1, 8
 DYNAMIC_SHARED_DEFAULT = 48 * 1024  # bytes: more has to be asked for, function by function
 
+OVERLAP_IN_GRAPHS = 12_030  # the driver's CUDA version from which graphs keep it
+
 NON_BLOCKING = 1  # of streams
 RELAXED = 2  # of captures: a library may load its code while it is recorded
 
@@ -122,6 +124,12 @@ class Device:
             memory_bus_bits=self.attribute(BUS_WIDTH),
             driver=f"{version // 1000}.{version % 1000 // 10}",
         )
+
+    @functools.cached_property
+    def overlaps_launches(self) -> bool:
+        """Whether a kernel may be brought onto the GPU before the one before it has ended, in graphs too."""
+        modern = self.driver.has("cuLaunchKernelEx") and self.driver.number("cuDriverGetVersion") >= OVERLAP_IN_GRAPHS
+        return modern and self.facts.compute_capability >= (9, 0)
 
     def allocate(self, size: int) -> Memory:
         return Memory(self.driver, size)

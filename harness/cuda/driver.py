@@ -74,6 +74,7 @@ PROTOTYPES: dict[str, tuple[Any, ...]] = {
     "cuFuncGetAttribute": (POINTER(c_int), c_int, Handle),
     "cuFuncGetParamInfo": (Handle, c_size_t, POINTER(c_size_t), POINTER(c_size_t)),
     "cuFuncSetAttribute": (Handle, c_int, c_int),
+    "cuLaunchKernelEx": (c_void_p, Handle, c_void_p, c_void_p),
     "cuLaunchKernel": (Handle, *(c_uint,) * 7, Handle, c_void_p, c_void_p),
     "cuStreamCreate": (POINTER(Handle), c_uint),
     "cuStreamDestroy_v2": (Handle,),
@@ -110,6 +111,24 @@ PROTOTYPES: dict[str, tuple[Any, ...]] = {
 HELPERS = {f"harness.cuda.{name}" for name in ("driver", "device", "launch", "buffers", "cublaslt", "timing")} | {
     "harness.ranges"
 }
+
+
+PROGRAMMATIC_STREAM_SERIALIZATION = 6  # of CUlaunchAttributeID
+
+
+class LaunchAttribute(ctypes.Structure):
+    """CUlaunchAttribute: which, and its value in a union of 64 bytes."""
+
+    _fields_ = (("id", c_int), ("padding", c_int), ("value", c_int), ("rest", c_ubyte * 60))
+
+
+class LaunchConfig(ctypes.Structure):
+    """CUlaunchConfig."""
+
+    _fields_ = (
+        ("grid", c_uint * 3), ("block", c_uint * 3), ("shared_bytes", c_uint), ("stream", c_void_p),
+        ("attributes", POINTER(LaunchAttribute)), ("count", c_uint),
+    )  # fmt: skip
 
 
 class Driver:

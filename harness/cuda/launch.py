@@ -21,6 +21,7 @@ from harness.cuda import device as gpu
 from harness.cuda.buffers import GUARD_BYTES, Array, Buffers, Overrun
 from harness.cuda.compile import Compiler, Flavour, Unit, build
 from harness.cuda.device import Device, Facts, Graph, Module
+from harness.cuda.driver import PROGRAMMATIC_STREAM_SERIALIZATION, Driver, LaunchAttribute, LaunchConfig
 from harness.errors import UsageError
 from kernels.plan import Argument, Buffer, Gemm, Launch, Pointer, Step
 
@@ -225,12 +226,13 @@ class _Kernel:
         arrays = [np.array(value) for value in values]  # the driver copies each parameter from where it lies
         parameters = (ctypes.c_void_p * max(1, len(arrays)))(*(array.ctypes.data for array in arrays))
         shown = shown_launch(step, self.names, values)
-        launch_kernel, fixed = driver.function("cuLaunchKernel"), _fixed(self.function, step)
         address = ctypes.c_void_p(ctypes.addressof(parameters))
+        overlaps = step.overlaps and self.device.overlaps_launches
+        launch_on = (_overlapping if overlaps else _plain)(driver, self.function, step, address)
         kept = (parameters, arrays, self.module)
 
         def invoke(stream: int, kept: Any = kept) -> None:
-            status = launch_kernel(*fixed, stream, address, None)
+            status = launch_on(stream)
             if status:
                 raise driver.failure(shown, status)
 
@@ -265,10 +267,25 @@ class _Product:
         return Call("gemm", self.matmul.shown, self.marked, self.matmul.bind(**places))
 
 
-def _fixed(function: int, step: Launch) -> tuple[Any, ...]:
-    """The arguments of cuLaunchKernel that do not change, as C has them: converting them costs more than the launch."""
+def _plain(driver: Driver, function: int, step: Launch, parameters: ctypes.c_void_p) -> Callable[[int], int]:
+    """A launch on a stream. What does not change is C's already: converting it costs more than the launch."""
     sizes = (ctypes.c_uint(int(size)) for size in (*step.grid, *step.block, step.shared_bytes))
-    return (ctypes.c_void_p(function), *sizes)
+    fixed, launch_kernel = (ctypes.c_void_p(function), *sizes), driver.function("cuLaunchKernel")
+    return lambda stream: int(launch_kernel(*fixed, stream, parameters, None))
+
+
+def _overlapping(driver: Driver, function: int, step: Launch, parameters: ctypes.c_void_p) -> Callable[[int], int]:
+    """The same, of a kernel that waits by itself for the one before it."""
+    attribute = LaunchAttribute(PROGRAMMATIC_STREAM_SERIALIZATION, 0, 1)
+    extents = ((ctypes.c_uint * 3)(*map(int, extent)) for extent in (step.grid, step.block))
+    config = LaunchConfig(*extents, int(step.shared_bytes), None, ctypes.pointer(attribute), 1)
+    where, handle, launch_kernel = ctypes.byref(config), ctypes.c_void_p(function), driver.function("cuLaunchKernelEx")
+
+    def launch_on(stream: int) -> int:
+        config.stream = stream
+        return int(launch_kernel(where, handle, parameters, None))
+
+    return launch_on
 
 
 def shown_launch(step: Launch, names: Sequence[str], values: Sequence[np.generic]) -> str:

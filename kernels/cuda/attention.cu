@@ -168,6 +168,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS)
     attention_16bit(const STORED* __restrict__ qkv, STORED* __restrict__ out, const int* __restrict__ valid,
                     const int* __restrict__ starts, int sequence, int head_stride, int part_stride, float scale,
                     float factor) {
+    probe::after_previous();
     extern __shared__ __align__(1024) unsigned char memory[];
     const Shared shared{memory};
     const int heads = gridDim.x, head = blockIdx.x;

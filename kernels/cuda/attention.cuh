@@ -1,6 +1,7 @@
 // What the attention kernels share: where a sequence's rows lie, tiles filled from them, softmax over fragments.
 #pragma once
 
+#include "overlap.cuh"
 #include "tiles.cuh"
 
 namespace attention {

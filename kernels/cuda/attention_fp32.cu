@@ -42,6 +42,7 @@ __device__ __forceinline__ float row_reduce(float x, Combine combine) {
 extern "C" __global__ void __launch_bounds__(THREADS, 2)
     attention_fp32(const float* __restrict__ qkv, float* __restrict__ out, const int* __restrict__ valid,
                    const int* __restrict__ starts, int sequence, int head_stride, int part_stride, float scale) {
+    probe::after_previous();
     extern __shared__ __align__(1024) unsigned char memory[];
     float* const queries = reinterpret_cast<float*>(memory);
     float* const keys = queries + QUERIES * PITCH;

@@ -80,6 +80,7 @@ extern "C" __global__ void __launch_bounds__(THREADS)
     attention_int8(const signed char* __restrict__ qkv, signed char* __restrict__ out, const int* __restrict__ valid,
                    const int* __restrict__ starts, int sequence, int head_stride, int part_stride, int row_stride,
                    int context_stride, int panel_stride, float scale, float quantum, float output_factor) {
+    probe::after_previous();
     extern __shared__ __align__(1024) unsigned char memory[];
     const Bytes queries{memory}, keys{memory + Bytes::BYTES};
     const Values values{memory + 2 * Bytes::BYTES};

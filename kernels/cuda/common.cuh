@@ -6,6 +6,8 @@
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
 
+#include "overlap.cuh"
+
 namespace probe {
 
 using float16 = __half;

@@ -61,17 +61,20 @@ using namespace probe;
 extern "C" __global__ void __launch_bounds__(256) disentangled_attention_f32(
     const float* c2c, const float* c2p, const float* p2c, float* output, int sequence, int span, float factor,
     int bucketed) {
+    after_previous();
     disentangled_attention(c2c, c2p, p2c, output, sequence, span, factor, bucketed);
 }
 
 extern "C" __global__ void __launch_bounds__(256) disentangled_attention_f16(
     const __half* c2c, const __half* c2p, const __half* p2c, __half* output, int sequence, int span, float factor,
     int bucketed) {
+    after_previous();
     disentangled_attention(c2c, c2p, p2c, output, sequence, span, factor, bucketed);
 }
 
 extern "C" __global__ void __launch_bounds__(256) disentangled_attention_bf16(
     const __nv_bfloat16* c2c, const __nv_bfloat16* c2p, const __nv_bfloat16* p2c, __nv_bfloat16* output, int sequence,
     int span, float factor, int bucketed) {
+    after_previous();
     disentangled_attention(c2c, c2p, p2c, output, sequence, span, factor, bucketed);
 }

@@ -80,6 +80,7 @@ extern "C" __global__ void __launch_bounds__(512) embedding_layernorm_f32(
     const int* ids, const int* types, const int* cu_seqlens, const float* word_table, const float* type_table,
     const float* position_table, const float* gamma, const float* beta, float* output, float* residual, int rows,
     int batch, int hidden, int words, int token_types, int positions, float epsilon) {
+    after_previous();
     embed(ids, types, cu_seqlens, word_table, type_table, position_table, output, residual, rows, batch,
           Tables{words, token_types, positions}, Norm{gamma, beta, hidden, epsilon});
 }
@@ -88,6 +89,7 @@ extern "C" __global__ void __launch_bounds__(512) embedding_layernorm_f16(
     const int* ids, const int* types, const int* cu_seqlens, const __half* word_table, const __half* type_table,
     const __half* position_table, const float* gamma, const float* beta, __half* output, __half* residual, int rows,
     int batch, int hidden, int words, int token_types, int positions, float epsilon) {
+    after_previous();
     embed(ids, types, cu_seqlens, word_table, type_table, position_table, output, residual, rows, batch,
           Tables{words, token_types, positions}, Norm{gamma, beta, hidden, epsilon});
 }
@@ -97,12 +99,14 @@ extern "C" __global__ void __launch_bounds__(512) embedding_layernorm_bf16(
     const __nv_bfloat16* type_table, const __nv_bfloat16* position_table, const float* gamma, const float* beta,
     __nv_bfloat16* output, __nv_bfloat16* residual, int rows, int batch, int hidden, int words, int token_types,
     int positions, float epsilon) {
+    after_previous();
     embed(ids, types, cu_seqlens, word_table, type_table, position_table, output, residual, rows, batch,
           Tables{words, token_types, positions}, Norm{gamma, beta, hidden, epsilon});
 }
 
 // counts[b] = positions before the first zero of mask[:, b], mask [S, B]; one warp a sequence, blockDim = (32, n).
 extern "C" __global__ void mask_counts(const int* mask, int* counts, int sequence, int batch) {
+    after_previous();
     const int b = blockIdx.x * blockDim.y + threadIdx.y;
     if (b >= batch) { return; }
     int first = sequence;
@@ -120,6 +124,7 @@ extern "C" __global__ void mask_counts(const int* mask, int* counts, int sequenc
 
 // counts[b] = length of sequence b.
 extern "C" __global__ void length_counts(const int* cu_seqlens, int* counts, int batch) {
+    after_previous();
     const int b = blockIdx.x * blockDim.x + threadIdx.x;
     if (b < batch) { counts[b] = cu_seqlens[b + 1] - cu_seqlens[b]; }
 }

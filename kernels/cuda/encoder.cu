@@ -144,31 +144,37 @@ using namespace probe;
 #define GATHER(SUFFIX, T)                                                                                  \
     extern "C" __global__ void __launch_bounds__(256) gather_qkv_##SUFFIX(                                 \
         const T* q, const T* k, const T* v, T* output, int rows, int hidden) {                             \
+        after_previous();                                                                                  \
         gather(q, k, v, output, rows, hidden);                                                             \
     }
 #define ADD_BIAS(SUFFIX, T)                                                                                \
     extern "C" __global__ void __launch_bounds__(256) add_bias_##SUFFIX(                                   \
         T* x, const float* bias, int rows, int columns) {                                                  \
+        after_previous();                                                                                  \
         add_bias(x, bias, rows, columns);                                                                  \
     }
 #define ADD(SUFFIX, T)                                                                                     \
     extern "C" __global__ void __launch_bounds__(256) add_##SUFFIX(                                        \
         const T* a, const T* b, T* output, int rows, int columns) {                                        \
+        after_previous();                                                                                  \
         add(a, b, output, rows, columns);                                                                  \
     }
 #define LAYERNORM(SUFFIX, T)                                                                               \
     extern "C" __global__ void __launch_bounds__(256) layernorm_##SUFFIX(                                  \
         const T* x, const float* gamma, const float* beta, T* output, int hidden, float epsilon) {         \
+        after_previous();                                                                                  \
         layernorm(x, gamma, beta, output, hidden, epsilon);                                                \
     }
 #define LAYERNORM_ONCE(SUFFIX, T)                                                                          \
     extern "C" __global__ void __launch_bounds__(512) layernorm_once_##SUFFIX(                             \
         const T* x, const float* gamma, const float* beta, T* output, int rows, int hidden, float epsilon) { \
+        after_previous();                                                                                    \
         layernorm_once(x, output, rows, Norm{gamma, beta, hidden, epsilon});                               \
     }
 #define UNPACK(SUFFIX, T)                                                                                  \
     extern "C" __global__ void __launch_bounds__(256) unpack_int4_##SUFFIX(                                \
         const unsigned char* packed, const float* scales, T* output, int k, int n, int group) {            \
+        after_previous();                                                                                  \
         unpack_int4(packed, scales, output, k, n, group);                                                  \
     }
 
@@ -182,6 +188,7 @@ FOR_EACH_FORMAT(UNPACK)
 // int8 in and out, where every column has a step of its own; `inverses` are one over the output's.
 extern "C" __global__ void __launch_bounds__(256) gelu_s8(
     const signed char* input, const float* steps, const float* inverses, signed char* output, int rows, int columns) {
+    after_previous();
     constexpr int WIDTH = 16;
     const long long at = own_vector() * WIDTH;
     if (at >= static_cast<long long>(rows) * columns) { return; }
@@ -197,6 +204,7 @@ extern "C" __global__ void __launch_bounds__(256) gelu_s8(
 
 extern "C" __global__ void __launch_bounds__(256) quantise_columns_f16(
     const __half* input, const float* inverses, signed char* output, int rows, int columns) {
+    after_previous();
     constexpr int WIDTH = 8;
     const long long at = own_vector() * WIDTH;
     if (at >= static_cast<long long>(rows) * columns) { return; }
@@ -212,6 +220,7 @@ extern "C" __global__ void __launch_bounds__(256) quantise_columns_f16(
 extern "C" __global__ void __launch_bounds__(512) skip_layernorm_s8_f16(
     const signed char* input, const float* steps, const __half* skip, const float* gamma, const float* beta,
     __half* output, const float* inverses, signed char* rounded, int rows, int hidden, float epsilon) {
+    after_previous();
     const long long row = static_cast<long long>(blockIdx.x) * blockDim.y + threadIdx.y;
     if (row >= rows) { return; }
     const long long at = row * hidden;

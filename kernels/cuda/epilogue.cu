@@ -69,53 +69,63 @@ using namespace probe;
 extern "C" __global__ void __launch_bounds__(256) finish_sums_f32(
     const int* sums, const float* channel_scale, const float* bias, float* output, int rows, int columns, float scale,
     float output_scale, int activation) {
+    after_previous();
     finish(sums, channel_scale, bias, output, rows, columns, scale, output_scale, activation);
 }
 
 extern "C" __global__ void __launch_bounds__(256) finish_sums_f16(
     const int* sums, const float* channel_scale, const float* bias, __half* output, int rows, int columns, float scale,
     float output_scale, int activation) {
+    after_previous();
     finish(sums, channel_scale, bias, output, rows, columns, scale, output_scale, activation);
 }
 
 extern "C" __global__ void __launch_bounds__(256) finish_sums_bf16(
     const int* sums, const float* channel_scale, const float* bias, __nv_bfloat16* output, int rows, int columns,
     float scale, float output_scale, int activation) {
+    after_previous();
     finish(sums, channel_scale, bias, output, rows, columns, scale, output_scale, activation);
 }
 
 extern "C" __global__ void __launch_bounds__(256) finish_sums_s8(
     const int* sums, const float* channel_scale, const float* bias, signed char* output, int rows, int columns,
     float scale, float output_scale, int activation) {
+    after_previous();
     finish(sums, channel_scale, bias, output, rows, columns, scale, output_scale, activation);
 }
 
 extern "C" __global__ void __launch_bounds__(256) quantise_f32(
     const float* input, signed char* output, long long count, float scale) {
+    after_previous();
     scale_all(input, output, count, scale, true);
 }
 
 extern "C" __global__ void __launch_bounds__(256) quantise_f16(
     const __half* input, signed char* output, long long count, float scale) {
+    after_previous();
     scale_all(input, output, count, scale, true);
 }
 
 extern "C" __global__ void __launch_bounds__(256) quantise_bf16(
     const __nv_bfloat16* input, signed char* output, long long count, float scale) {
+    after_previous();
     scale_all(input, output, count, scale, true);
 }
 
 extern "C" __global__ void __launch_bounds__(256) dequantise_f32(
     const signed char* input, float* output, long long count, float scale) {
+    after_previous();
     scale_all(input, output, count, scale, false);
 }
 
 extern "C" __global__ void __launch_bounds__(256) dequantise_f16(
     const signed char* input, __half* output, long long count, float scale) {
+    after_previous();
     scale_all(input, output, count, scale, false);
 }
 
 extern "C" __global__ void __launch_bounds__(256) dequantise_bf16(
     const signed char* input, __nv_bfloat16* output, long long count, float scale) {
+    after_previous();
     scale_all(input, output, count, scale, false);
 }

@@ -45,15 +45,18 @@ using namespace probe;
 
 extern "C" __global__ void __launch_bounds__(256) gelu_f32(
     const float* input, const float* bias, float* output, int rows, int columns, int erf) {
+    after_previous();
     gelu(input, bias, output, rows, columns, erf);
 }
 
 extern "C" __global__ void __launch_bounds__(256) gelu_f16(
     const __half* input, const float* bias, __half* output, int rows, int columns, int erf) {
+    after_previous();
     gelu(input, bias, output, rows, columns, erf);
 }
 
 extern "C" __global__ void __launch_bounds__(256) gelu_bf16(
     const __nv_bfloat16* input, const float* bias, __nv_bfloat16* output, int rows, int columns, int erf) {
+    after_previous();
     gelu(input, bias, output, rows, columns, erf);
 }

@@ -112,18 +112,21 @@ using namespace probe;
 extern "C" __global__ void __launch_bounds__(512) skip_layernorm_f32(
     const float* input, const float* skip, const float* bias, const float* gamma, const float* beta, float* output,
     int rows, int hidden, float epsilon) {
+    after_previous();
     skip_layernorm(input, skip, bias, output, rows, Norm{gamma, beta, hidden, epsilon});
 }
 
 extern "C" __global__ void __launch_bounds__(512) skip_layernorm_f16(
     const __half* input, const __half* skip, const float* bias, const float* gamma, const float* beta, __half* output,
     int rows, int hidden, float epsilon) {
+    after_previous();
     skip_layernorm(input, skip, bias, output, rows, Norm{gamma, beta, hidden, epsilon});
 }
 
 extern "C" __global__ void __launch_bounds__(512) skip_layernorm_bf16(
     const __nv_bfloat16* input, const __nv_bfloat16* skip, const float* bias, const float* gamma, const float* beta,
     __nv_bfloat16* output, int rows, int hidden, float epsilon) {
+    after_previous();
     skip_layernorm(input, skip, bias, output, rows, Norm{gamma, beta, hidden, epsilon});
 }
 
@@ -132,6 +135,7 @@ extern "C" __global__ void __launch_bounds__(512, 1) skip_layernorm_s8(
     const signed char* input, const signed char* skip, const float* bias, const float* gamma, const float* beta,
     signed char* output, signed char* residual, int rows, int hidden, float epsilon, long long row_stride,
     long long panel_stride, float input_scale, float skip_scale, float output_scale, float residual_scale) {
+    after_previous();
     const long long row = static_cast<long long>(blockIdx.x) * blockDim.y + threadIdx.y;
     if (row >= rows) { return; }
     const Place place{row_stride, panel_stride};

@@ -22,8 +22,10 @@ void fake_plant(const char *name, int status, int after) {
 }
 void fake_gpus(int count) { gpus = count; }
 int fake_launches(void) { return launches; }
+static int overlapping;
 uint64_t fake_allocated(void) { return allocated; }
 void fake_reset(void) {
+    overlapping = 0;
     fake_plant("", 0, 0);
     lost = launches = 0;
     pending = hanging = 0;
@@ -231,6 +233,15 @@ int cuLaunchKernel(struct Function *f, unsigned gx, unsigned gy, unsigned gz, un
     if (s && s->recording) s->recording->launches[s->recording->count++] = launch;
     else execute(&launch);
     return 0;
+}
+// A launch that may overlap the one before it: CUlaunchConfig and CUlaunchAttribute as the driver has them.
+struct Attribute { int id, padding, value; unsigned char rest[60]; };
+struct Config { unsigned grid[3], block[3], shared; struct Stream *stream; struct Attribute *attributes; unsigned count; };
+int fake_overlapping(void) { return overlapping; }
+int cuLaunchKernelEx(struct Config *c, struct Function *f, void **p, void **extra) {
+    if (c->count != 1 || c->attributes->id != 6 || c->attributes->value != 1) return INVALID_VALUE;
+    overlapping++;
+    return cuLaunchKernel(f, c->grid[0], c->grid[1], c->grid[2], c->block[0], c->block[1], c->block[2], c->shared, c->stream, p, extra);
 }
 int cuStreamCreate(struct Stream **s, unsigned flags) { (void)flags; *s = calloc(1, sizeof **s); return 0; }
 int cuStreamDestroy_v2(struct Stream *s) { free(s); return 0; }

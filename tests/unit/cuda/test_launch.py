@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import numpy as np
@@ -50,6 +51,20 @@ def test_arguments_of_every_kind_arrive(gpu):
 def test_steps_run_in_order(gpu):
     done = launch.run([append(1), append(2), append(3)], {"x": np.zeros(1, np.float32)}, device=gpu.device)
     assert done.arrays["x"].tolist() == [123]
+
+
+def test_a_kernel_that_waits_by_itself_is_launched_so_that_it_may_overlap(gpu, monkeypatch):
+    steps = [append(1), dataclasses.replace(append(2), overlaps=True), append(3)]
+    for able, count in ((False, 0), (True, 1)):
+        monkeypatch.setitem(gpu.device.__dict__, "overlaps_launches", able)
+        done = launch.run(steps, {"x": np.zeros(1, np.float32)}, device=gpu.device)
+        assert (done.arrays["x"].tolist(), gpu.library.fake_overlapping()) == ([123], count)
+    placed = launch.prepare(steps, {}, device=gpu.device).place({"x": np.zeros(1, np.float32)})
+    placed.graph(2).launch(gpu.device.stream().handle)
+    assert placed.read()["x"].tolist() == [123123]
+    gpu.plant("cuLaunchKernel", 1)
+    with pytest.raises(LaunchFailed, match="append"):
+        launch.run(steps[1:2], {"x": np.zeros(1, np.float32)}, device=gpu.device)
 
 
 def test_outputs_are_poisoned_and_inputs_are_not(gpu):
