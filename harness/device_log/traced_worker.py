@@ -28,8 +28,9 @@ NOT_READY = 600  # of cuEventQuery
 
 def main(folder: Path) -> None:
     """Run the job, save what was logged whatever came of it, and tell the outcome; ends the process."""
+    kept: list[object] = []  # what is on the GPU: giving it back would wait for a kernel that hangs
     try:
-        outcome = _run(folder)
+        outcome = _run(folder, kept)
     except BuildFailed as error:
         outcome = {"ended": "build failed", "message": str(error)}
     except ProbeError as error:
@@ -43,7 +44,7 @@ def main(folder: Path) -> None:
     os._exit(0)  # a kernel that hangs, or a lost context, would keep the libraries' own ending waiting
 
 
-def _run(folder: Path) -> dict[str, Any]:
+def _run(folder: Path, kept: list[object]) -> dict[str, Any]:
     described = json.loads((folder / "job.json").read_text(encoding="utf-8"))
     step, selection = traced.load(described)
     device = gpu.get()
@@ -56,9 +57,11 @@ def _run(folder: Path) -> dict[str, Any]:
     log = gpu_log.GpuLog(device, described["records"], selection)
     for module in prepared.modules:
         log.attach(module)
+    done = Event(device)
+    kept += [prepared, buffers, bound, log, done]
     try:
         bound.launch(0)
-        if not _wait(device, described["timeout_s"]):
+        if not _wait(device, done, described["timeout_s"]):
             log.read_now()
             log.save(folder / "device_log.bin")
             return {"ended": "timed out", "message": f"the kernel ran longer than {described['timeout_s']:g} s"}
@@ -84,9 +87,8 @@ def _prepare(step: Launch, itemsizes: dict[str, int], device: Device) -> launch.
         return launch.prepare([step], itemsizes, launch.Options(backend="pycuda"), device)
 
 
-def _wait(device: Device, timeout_s: float) -> bool:
+def _wait(device: Device, event: Event, timeout_s: float) -> bool:
     """Until everything launched is done; False if it is not in time. Raises LaunchFailed if the kernel crashed."""
-    event = Event(device)
     event.record(0)
     end = time.monotonic() + timeout_s
     while (status := device.driver.try_call("cuEventQuery", event.handle)) == NOT_READY:

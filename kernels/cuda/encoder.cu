@@ -26,7 +26,7 @@ __device__ __forceinline__ void add_bias(T* x, const float* bias, int rows, int 
     if (at >= static_cast<long long>(rows) * columns) { return; }
     auto values = load<WIDTH>(x + at);
 #pragma unroll
-    for (int i = 0; i < WIDTH; ++i) { values.at[i] = from_float<T>(to_float(values.at[i]) + bias[at % columns + i]); }
+    for (int i = 0; i < WIDTH; ++i) { values.at[i] = from_float<T>(to_float(values.at[i]) + bias[column_of(at, columns) + i]); }
     store(x + at, values);
 }
 
@@ -192,7 +192,7 @@ extern "C" __global__ void __launch_bounds__(256) gelu_s8(
     constexpr int WIDTH = 16;
     const long long at = own_vector() * WIDTH;
     if (at >= static_cast<long long>(rows) * columns) { return; }
-    const int column = static_cast<int>(at % columns);
+    const int column = column_of(at, columns);
     const auto values = load<WIDTH>(input + at);
     float step[WIDTH], inverse[WIDTH], made[WIDTH];
     read_parameters(steps + column, step);
@@ -210,7 +210,7 @@ extern "C" __global__ void __launch_bounds__(256) quantise_columns_f16(
     if (at >= static_cast<long long>(rows) * columns) { return; }
     const auto values = load<WIDTH>(input + at);
     float inverse[WIDTH];
-    read_parameters(inverses + static_cast<int>(at % columns), inverse);
+    read_parameters(inverses + column_of(at, columns), inverse);
 #pragma unroll
     for (int i = 0; i < WIDTH; ++i) { inverse[i] *= to_float(values.at[i]); }
     write_vector(output + at, inverse);

@@ -18,7 +18,7 @@ __device__ __forceinline__ void finish_sums(
     float scale, float output_scale, int activation) {
     const long long at = (static_cast<long long>(blockIdx.x) * blockDim.x + threadIdx.x) * WIDTH;
     if (at >= count) { return; }
-    const int column = static_cast<int>(at % columns);
+    const int column = column_of(at, columns);
     const auto values = load<WIDTH>(sums + at);
     Vector<T, WIDTH> made;
 #pragma unroll

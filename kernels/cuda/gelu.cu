@@ -19,7 +19,7 @@ __device__ __forceinline__ void gelu_vectors(
     for (int u = 0; u < UNROLL; ++u) {
         const long long vector = first + u * static_cast<int>(blockDim.x);
         if (vector >= vectors) { return; }
-        const int column = bias == nullptr ? 0 : static_cast<int>(vector * WIDTH % columns);
+        const int column = bias == nullptr ? 0 : column_of(vector * WIDTH, columns);
 #pragma unroll
         for (int i = 0; i < WIDTH; ++i) {
             const float x = to_float(values[u].at[i]) + (bias == nullptr ? 0.0f : bias[column + i]);

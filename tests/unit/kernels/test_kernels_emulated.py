@@ -89,7 +89,7 @@ def mutated(spec, name, folder, old, new):
     ("skip_layernorm", "layernorm.cuh", "squares / norm.hidden", "squares / (norm.hidden - 1)",
      SkipLayerNorm(4, 256, "float32"), "output"),
     ("skip_layernorm", "skip_layernorm.cu", "if (row >= rows) { return; }", "", SkipLayerNorm(5, 33, "float16"), "write"),
-    ("gelu", "gelu.cu", "vector * WIDTH % columns", "vector % columns", Gelu(3, 64, "float16", bias=True), "output"),
+    ("gelu", "gelu.cu", "column_of(vector * WIDTH, columns)", "column_of(vector, columns)", Gelu(3, 64, "float16", bias=True), "output"),
     ("disentangled_attention", "disentangled_attention.cu", "columns[i - j - first]", "columns[j - i - first]",
      DisentangledAttention(1, 20, 8, "float32"), ""),
     ("disentangled_attention", "disentangled_attention.cu", "    __syncthreads();\n    const int j = ",
