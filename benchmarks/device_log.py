@@ -59,7 +59,9 @@ PRINTED = KERNEL % 'printf("%f\\n", value);'
 PLAIN = KERNEL % ""
 BIG_FIFO = 1 << 30
 THREADS = 256
-MOST_PRINTED = 1_000_000  # lines of printf: the GPU takes some 10 us for each of them
+MOST_PRINTED = (
+    100_000  # lines of printf: each takes tens of microseconds (a million had not ended after 80 s on an H200)
+)
 
 
 @dataclass
@@ -92,7 +94,7 @@ def main() -> None:
     parser.add_argument("--json", type=Path)
     given = parser.parse_args()
     if given.only == "printf-cost":  # in a process of its own: the buffer can be set once
-        print(printf_ns(gpu.get(), 1_000_000, given.repeats))
+        print(printf_ns(gpu.get(), MOST_PRINTED, given.repeats))
         return
     figures = Figures(given.json)
     if given.only != "cpu":
@@ -179,23 +181,19 @@ def printf_keeps(device: Device, folder: Path, values: int, figures: Figures) ->
 
 
 def costs(device: Device, folder: Path, repeats: int, figures: Figures, n: int = 1_000_000) -> None:
-    """What one logged value a thread adds to the kernel, and one printed."""
-    plain = Kernel(device, folder, PLAIN, n)
-    without = median(plain, repeats)
-    logged = {
-        where: logged_ns(device, folder, repeats, n, fast=fast) - without
-        for where, fast in (("records in pinned host memory", False), ("records on the GPU", True))
-    }
+    """What one logged value a thread adds to the kernel, and one printed (of fewer threads: each takes so long)."""
+    without, logged = median(Kernel(device, folder, PLAIN, n), repeats), {}
+    figures.add(f"kernel time, {n:,} threads that only store", f"{without / 1e3:.1f} us", kernel_ns=without)
+    for where, fast in (("records in pinned host memory", False), ("records on the GPU", True)):
+        logged[where] = (logged_ns(device, folder, repeats, n, fast=fast) - without) / n
+        figures.add(f"  added by one PROBE a thread, {where}", f"{logged[where]:.2f} ns a value", ns=logged[where])
     command = (sys.executable, __file__, "--only", "printf-cost", "--repeats", str(min(repeats, 3)))
     told = subprocess.run(command, capture_output=True, text=True, env={**os.environ, **process.module_environment()})
     if told.returncode:
         raise SystemExit(f"the process that times printf failed:\n{told.stderr}")
-    printed = float(told.stdout.split()[-1]) - without
-    figures.add(f"kernel time, {n:,} threads that only store", f"{without / 1e3:.1f} us", kernel_ns=without)
-    for name, added in (*((f"PROBE, {where}", logged[where]) for where in logged), ("printf", printed)):
-        figures.add(
-            f"  added by one {name} a thread", f"{added / 1e3:.1f} us ({added / n:.2f} ns a value)", added_ns=added
-        )
+    few = median(Kernel(device, folder, PLAIN, MOST_PRINTED), repeats)
+    printed = (float(told.stdout.split()[-1]) - few) / MOST_PRINTED
+    figures.add(f"  added by one printf a thread, {MOST_PRINTED:,} threads", f"{printed:.2f} ns a value", ns=printed)
     for where, added in logged.items():
         figures.add(f"  printf / PROBE, {where}", f"{printed / added:.1f} x", ">= 20 x", ratio=printed / added)
 
