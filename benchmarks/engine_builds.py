@@ -26,12 +26,13 @@ from harness.models.emulate import lowerable
 from harness.models.model import Model, from_proto, reads
 from harness.models.precision import Precision
 from harness.record import Answer, Outcome
+from probes.bisecting.around import around
 from probes.bisecting.candidates import Candidate, from_nodes
 from probes.bisecting.engines.evidence import held_against
 from probes.bisecting.engines.parts import Part
-from probes.bisecting.engines.search import around
-from probes.bisecting.engines.suspects import Errors, Suspicion
+from probes.bisecting.engines.suspects import Errors
 from probes.bisecting.search import Query, drive, smallest_kept
+from probes.bisecting.suspicion import Suspicion
 from probes.bisecting.verdicts import DESTROYED
 
 LAYERS, FAULTS = 12, 3

@@ -22,7 +22,7 @@ ACTIVATIONS: tuple[Activation, ...] = ("none", "tanh", "erf")  # the kernel's nu
 
 
 # With a fused GELU, cuBLASLt computes in the precision of the result from the sums on (measured on an H100). Of float32 it
-# takes the tanh from an approximation of 11 bits (seen on an H200), which is why we do not let it.
+# the error is that of a tanh of 11 bits (seen on an H200), which is why we do not let it.
 FUSED_ROUNDINGS = {"float16": 4, "bfloat16": 4}
 
 

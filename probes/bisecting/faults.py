@@ -12,6 +12,7 @@ import onnx
 from onnx import TensorProto
 
 from harness.engines.building import BuildOptions
+from harness.engines.cache import EngineCache
 from harness.errors import UsageError
 from harness.models import submodel
 from harness.models.activations import FLOATS
@@ -24,17 +25,18 @@ from harness.models.runtime import RunFailed, Runner, runner
 from harness.models.tracing import Origin, suspects, trace_nonfinite
 from harness.record import Answer, Outcome, Session
 from harness.workers import Recipe
+from probes.bisecting import suspicion as suspicions
 from probes.bisecting import verdicts
+from probes.bisecting.around import around
 from probes.bisecting.candidates import Candidate, by_scope, from_nodes
 from probes.bisecting.engines import faults as trt_faults
-from probes.bisecting.engines import suspects as trt_suspects
-from probes.bisecting.engines.search import around
 from probes.bisecting.question import AnswerQuestion, MakeRepair, Question, Repair, no_repair
 from probes.bisecting.recipes import Built, Checked, LeftAsIs, Lowered, Swapped, cannot_run
 from probes.bisecting.search import Ask, Found, Search, smallest_kept
 from probes.bisecting.settings import Settings
 
 MOST_EMULATED = 300  # evaluations of the emulation before a check is asked
+SUSPICION = ".suspicion"  # in raw/: what the emulation said before a check, for --resume
 
 
 def pose(
@@ -295,7 +297,7 @@ def _check(settings: Settings, model: Model, samples: tuple[Path, ...], session:
     lowered = Lowered(
         settings.model.absolute(), samples, settings.precision, "accuracy", settings.tolerance, threads_of(settings)
     )
-    suspicion = trt_suspects.emulated(lowered, candidates, None, most=MOST_EMULATED)
+    suspicion = suspicions.emulated(lowered, candidates, EngineCache(session.raw / SUSPICION), most=MOST_EMULATED)
     search: Callable[[], Search] = partial(
         around, [c.id for c in candidates], suspicion.suspects, suspicion.sensitivity
     )

@@ -191,7 +191,8 @@ def _overhead(session: Session) -> Iterator[str]:
         alone = detect.read(session.raw / MEASUREMENT).tables["iterations"]["latency_ns"].median()
     except (ProbeError, KeyError):
         return
-    yield f"an inference takes {units.seconds(under / 1e9)} under nsys and {units.seconds(alone / 1e9)} without: {under / alone - 1:+.1%}"
+    told = f"{under / alone - 1:+.1%}" if under >= alone else "it varies by more than nsys costs"
+    yield f"an inference takes {units.seconds(under / 1e9)} under nsys and {units.seconds(alone / 1e9)} without: {told}"
 
 
 def _absence(wanted: tools.Wanted) -> Iterator[str]:

@@ -45,6 +45,7 @@ class Part:
     tool: str
     headline: str = ""
     detail: str = ""
+    inside: str = ""  # what the layers leave open, where one holds most of the model
     urgency: int = 9
     tiles: list[Tile] = field(default_factory=list)
     sheets: list[Sheet] = field(default_factory=list)
@@ -321,7 +322,9 @@ def _layers(part: Part, artifact: Artifact) -> None:
     title = "Layers by time" if timed else "Layers"
     part.sheets.append(_sheet(part, "layers", title, table, "layer", "total_ns" if timed else None))
     if timed and float(table["total_ns"].sum()):
-        part.say(2, *layer_time.headline(table))
+        inside = layer_time.fused(table)
+        part.say(8 if inside else 2, *layer_time.headline(table))
+        part.inside = inside
 
 
 def _benchmark(part: Part, artifact: Artifact) -> None:
@@ -361,7 +364,8 @@ def _measured(part: Part, artifact: Artifact) -> None:
     median, backend = units.seconds(latency["median"] / 1e9), artifact.summary.get("backend", "")
     part.tiles.append(Tile("Latency, median", median, f"99 %: {units.seconds(latency['p99'] / 1e9)}"))
     if backend:
-        part.say(4, f"An inference takes {median} ({backend}, median of {units.count(artifact.summary['iterations'])})")
+        said = f"An inference takes {median} ({backend}, median of {units.count(artifact.summary['iterations'])})"
+        part.say(4, said, part.inside)
 
 
 def _sweep(part: Part, artifact: Artifact) -> None:

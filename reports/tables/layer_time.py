@@ -6,6 +6,7 @@ import numpy as np
 import pandas as pd
 
 from reports import units
+from reports.tables.onnx_names import is_span
 
 
 def runs(layers: pd.DataFrame) -> int:
@@ -27,6 +28,18 @@ def by_type(layers: pd.DataFrame) -> pd.DataFrame | None:
         {"layer_type": times.index, "layers": times["size"].to_numpy(), "per_inference_ns": (times["sum"] / runs(layers)).to_numpy(),
          "time_pct": (100 * times["sum"] / total if total else times["sum"] * np.nan).to_numpy()}
     )  # fmt: skip
+
+
+def fused(layers: pd.DataFrame) -> str:
+    """What to say of a layer that TensorRT made of most of the model: its name tells nothing of where the time goes.
+
+    Of layers with times, the longest first; nothing where the longest is no such layer.
+    """
+    top = layers.iloc[0]
+    if not is_span(str(top["layer"])):
+        return ""
+    share = units.percent(float(top["total_ns"]) / float(layers["total_ns"].sum()))
+    return f"{share} of the layers' time is in one that TensorRT fused: probe profile --nsys shows the nodes in it"
 
 
 def headline(layers: pd.DataFrame) -> tuple[str, str]:

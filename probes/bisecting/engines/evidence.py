@@ -20,10 +20,10 @@ from harness.models.model import Model
 from harness.record import Answer, Outcome
 from harness.workers import Query
 from probes.bisecting.candidates import Candidate
-from probes.bisecting.engines import suspects as trt_suspects
 from probes.bisecting.engines.parts import Nodes, Part, exits, readers_of, regions
-from probes.bisecting.engines.suspects import Errors, Suspicion, accused, with_partners
+from probes.bisecting.engines.suspects import Errors, accused, with_partners
 from probes.bisecting.engines.witness import Witness
+from probes.bisecting.suspicion import Suspicion, keep, recall
 from probes.bisecting.verdicts import DESTROYED
 
 ROUNDS = 4  # what is held in one may uncover what comes after it in the same region
@@ -53,11 +53,11 @@ def confirmed(witness: Witness, before: Suspicion, emulated: Emulated, tell: Tel
     the suspicion at another tolerance.
     """
     cache, key = witness.recipe.bench.engines, witness.key(before)
-    if (known := trt_suspects.recall(cache, key)) is not None:
+    if (known := recall(cache, key)) is not None:
         return known
     suspicion, sure = held_against(witness, before, emulated, tell)
     if sure:
-        trt_suspects.keep(cache, key, suspicion)
+        keep(cache, key, suspicion)
     return suspicion
 
 

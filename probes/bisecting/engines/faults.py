@@ -20,12 +20,13 @@ from harness.models.emulate import lowerable
 from harness.models.model import Model
 from harness.models.submodel import shape_tensors
 from harness.record import Outcome, Session
+from probes.bisecting import suspicion as suspicions
+from probes.bisecting.around import around
 from probes.bisecting.candidates import Candidate, by_scope, from_nodes
 from probes.bisecting.engines import evidence as trt_evidence
 from probes.bisecting.engines import plugins as trt_plugins
 from probes.bisecting.engines import repair as trt_repair
 from probes.bisecting.engines import search as trt_search
-from probes.bisecting.engines import suspects as trt_suspects
 from probes.bisecting.engines.evidence import Tell
 from probes.bisecting.engines.recipes import (
     Change,
@@ -39,13 +40,13 @@ from probes.bisecting.engines.recipes import (
     frozen,
     profiles,
 )
-from probes.bisecting.engines.suspects import Suspicion
 from probes.bisecting.engines.trial import WORKER, Bench, Trial, refuse, visible_gpus
 from probes.bisecting.engines.witness import Witness
 from probes.bisecting.question import Question
 from probes.bisecting.recipes import Lowered, scratch
 from probes.bisecting.search import Search, smallest_kept
 from probes.bisecting.settings import Settings
+from probes.bisecting.suspicion import Suspicion
 
 TIMEOUT_S = 1800.0  # of one trial: a hang must not be for ever
 MEASURED = 50  # iterations of each engine
@@ -150,7 +151,7 @@ def _precision(setting: Setting, tell: Tell) -> Question:
 
     def emulated(tolerance: float) -> Suspicion:
         tell("emulating on the CPU")
-        return trt_suspects.emulated(replace(on_cpu, tolerance=tolerance), candidates, setting.cache, costs)
+        return suspicions.emulated(replace(on_cpu, tolerance=tolerance), candidates, setting.cache, costs)
 
     suspicion = emulated(settings.tolerance)
     suspicion = trt_evidence.confirmed(witness, suspicion, emulated, tell)
@@ -183,7 +184,7 @@ def _search(
     order = [c.id for c in candidates]
     tolerance = settings.tolerance if settings.fault == "precision" else None
     if suspicion.suspects or suspicion.sensitivity:
-        return partial(trt_search.around, order, suspicion.suspects, suspicion.sensitivity, costs, tolerance)
+        return partial(around, order, suspicion.suspects, suspicion.sensitivity, costs, tolerance)
     return partial(smallest_kept, order, tolerance=tolerance, groups=by_scope(candidates), scope_first=True)
 
 

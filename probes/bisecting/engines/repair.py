@@ -23,9 +23,9 @@ from harness.record import Answer, Outcome, Session
 from probes.bisecting.candidates import Candidate
 from probes.bisecting.engines import plugins as trt_plugins
 from probes.bisecting.engines.recipes import Judged, Lowering, Materialising, Switching, read_trials
-from probes.bisecting.engines.suspects import Suspicion
 from probes.bisecting.question import AnswerQuestion, MakeRepair, Question, Repair
 from probes.bisecting.search import Ask, Found, Search
+from probes.bisecting.suspicion import Suspicion
 
 if TYPE_CHECKING:
     from probes.bisecting.engines.faults import Setting

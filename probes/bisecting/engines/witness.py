@@ -26,10 +26,11 @@ from probes.bisecting.candidates import Candidate
 from probes.bisecting.engines import suspects as trt_suspects
 from probes.bisecting.engines.parts import Part, SideBySide, side_by_side
 from probes.bisecting.engines.recipes import Lowering, Tried, Varied, described, tensors_of
-from probes.bisecting.engines.suspects import Errors, Suspicion
+from probes.bisecting.engines.suspects import Errors
 from probes.bisecting.engines.trial import Result
 from probes.bisecting.recipes import scratch
 from probes.bisecting.search import FINITE
+from probes.bisecting.suspicion import Suspicion
 
 FORMAT = "evidence 2"  # changes with what is measured, or made of it
 

@@ -17,12 +17,12 @@ from harness.models.model import Model, from_proto
 from harness.models.runtime import Runner
 from harness.models.submodel import TensorFact
 from harness.record import Answer, Outcome
+from probes.bisecting.around import around
 from probes.bisecting.engines.evidence import held_against
 from probes.bisecting.engines.parts import Part, exits, readers_of, regions, side_by_side
 from probes.bisecting.engines.recipes import tensors_of
-from probes.bisecting.engines.search import around
-from probes.bisecting.engines.suspects import Suspicion
 from probes.bisecting.search import drive
+from probes.bisecting.suspicion import Suspicion
 from small_models import make_model, planted_chain
 
 F = TensorProto.FLOAT

@@ -29,13 +29,15 @@ from harness.models.precision import Precision
 from harness.models.runtime import Runner
 from harness.record import Answer, Command, Outcome, ToolRun
 from kernels import reference
+from probes.bisecting import suspicion as suspicions
+from probes.bisecting.around import around
 from probes.bisecting.candidates import from_nodes
 from probes.bisecting.engines import plugins as trt_plugins
 from probes.bisecting.engines import suspects as trt_suspects
 from probes.bisecting.engines.faults import changes_of, routes_of
 from probes.bisecting.engines.parts import readers_of
 from probes.bisecting.engines.recipes import Change, Lowering, Materialising, Switching, Tried, described, frozen
-from probes.bisecting.engines.search import around, first_cure
+from probes.bisecting.engines.search import first_cure
 from probes.bisecting.engines.trial import Bench, Result, Trial, _ended, signature, visible_gpus
 from probes.bisecting.recipes import Lowered
 from probes.bisecting.search import drive
@@ -293,13 +295,13 @@ def test_the_emulation_suspects_the_planted_and_its_answer_is_kept(tmp_path):
     candidates = from_nodes(model, lowerable(model, Precision.FP16))
     recipe = Lowered(tmp_path / "chain.onnx", (tmp_path / "s.npz",), Precision.FP16, "accuracy", 1e-2)
     cache = EngineCache(tmp_path / "cache")
-    told = trt_suspects.emulated(recipe, candidates, cache)
+    told = suspicions.emulated(recipe, candidates, cache)
     names = {candidates[at].key for at in told.suspects}
     assert names == {f"/layer.{n}/{end}" for n in (2, 5) for end in ("up", "down")}
     (tmp_path / "s.npz").rename(tmp_path / "t.npz")
     (tmp_path / "t.npz").rename(tmp_path / "s.npz")
     start = time.perf_counter()
-    again = trt_suspects.emulated(recipe, candidates, cache)
+    again = suspicions.emulated(recipe, candidates, cache)
     assert (again.suspects, again.sensitivity) == (told.suspects, told.sensitivity)
     assert time.perf_counter() - start < 1
 
@@ -309,7 +311,7 @@ def test_a_model_that_cannot_be_emulated_leaves_no_suspicion(tmp_path):
     onnx.save(model.proto, tmp_path / "m.onnx")
     np.savez(tmp_path / "s.npz", x=np.ones(2, np.float32))
     recipe = Lowered(tmp_path / "m.onnx", (tmp_path / "s.npz",), Precision.FP16, "accuracy", 1e-2)
-    told = trt_suspects.emulated(recipe, from_nodes(model, [0]), None)
+    told = suspicions.emulated(recipe, from_nodes(model, [0]), None)
     assert told.suspects == ()
     assert "no suspicion" in told.note
 

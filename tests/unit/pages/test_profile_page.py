@@ -293,6 +293,25 @@ def test_a_finding_ends_at_the_layer_that_launched_it():
     assert [column.title for column in part.sheets[0].columns][:5] == ["Kind", "Kernel", "Where", "Layer", "ONNX nodes"]
 
 
+def test_a_layer_that_holds_the_whole_model_is_no_answer():
+    layers = pd.DataFrame(
+        {"layer": ["{ForeignNode[/a...(Unnamed Layer* 9) [Shuffle]]}", "out"], "total_ns": [980.0, 20.0]}
+    )
+    latency = {"median": 1e6, "p99": 2e6}
+    summary = {"latency_ns": latency, "backend": "trt", "iterations": 100}
+    artifact = Artifact(
+        Path("m.json"), "probe-measurement", "probe", None, {"layers": validate("layers", layers)}, summary
+    )
+    part = parts.make(artifact, "p0")
+    assert part.headline == "An inference takes 1 ms (trt, median of 100)"
+    assert "98 % of the layers' time is in one that TensorRT fused: probe profile --nsys" in part.detail
+    plain = layers.replace({"layer": {layers["layer"][0]: "/a/MatMul"}})
+    artifact = Artifact(
+        Path("m.json"), "probe-measurement", "probe", None, {"layers": validate("layers", plain)}, summary
+    )
+    assert parts.make(artifact, "p0").headline.startswith("The layer /a/MatMul takes 98 %")
+
+
 def test_layers_of_one_type_are_one_row_and_lose_no_time():
     artifact = detect.read(DATA / "ort" / "mlp_5_runs.json")
     layers = artifact.tables["layers"]
