@@ -53,6 +53,7 @@ class _Plan:
     model: Model
     precision: Precision
     keep_twice: bool
+    clamp: bool  # weights to what the precision holds
     lowering: Lowering
     positions: list[Positions]
     readers: dict[str, list[int]]
@@ -71,12 +72,14 @@ class Emulation:
     """The instrumented model: `run(feeds, lowered)` computes it with any set of nodes lowered, in one session.
 
     Memory: the model's own weights (shared, not copied), a rounded copy of them up to KEEP_TWICE_BYTES, activations.
+    With `clamp` weights beyond the precision become its largest value in place of infinity, as TensorRT makes them where
+    precision is a builder's flag: a mask of -1e9 is then no fault.
     """
 
     def __init__(self, model: Model, precision: Precision = Precision.FP16, *, threads: int = 0, keep_twice: bool | None = None,
-                 optimise: bool = True) -> None:  # fmt: skip
+                 optimise: bool = True, clamp: bool = False) -> None:  # fmt: skip
         twice = model.weight_bytes <= KEEP_TWICE_BYTES if keep_twice is None else keep_twice
-        plan = _plan(model, precision, twice)
+        plan = _plan(model, precision, twice, clamp)
         nodes, self._switches = _rewrite(plan)
         self.precision = precision
         self.candidates = [i for i, p in enumerate(plan.positions) if p]
@@ -146,7 +149,7 @@ def lowerable(model: Model, precision: Precision) -> list[int]:
     return [node.index for node in model.nodes if lowering.positions(node.proto, model.dtypes)]
 
 
-def _plan(model: Model, precision: Precision, keep_twice: bool) -> _Plan:
+def _plan(model: Model, precision: Precision, keep_twice: bool, clamp: bool) -> _Plan:
     lowering = Lowering(model.proto, precision)
     positions = [lowering.positions(node.proto, model.dtypes) for node in model.nodes]
     readers: dict[str, list[int]] = defaultdict(list)
@@ -159,7 +162,7 @@ def _plan(model: Model, precision: Precision, keep_twice: bool) -> _Plan:
         for name in (node.proto.output[i] for i in where.outputs):
             if len(where.outputs) == 1 and name not in outputs and len(readers[name]) == 1:
                 solo.add(name)
-    return _Plan(model, precision, keep_twice, lowering, positions, readers, solo)
+    return _Plan(model, precision, keep_twice, clamp, lowering, positions, readers, solo)
 
 
 def _rewrite(plan: _Plan) -> tuple[list[onnx.NodeProto], list[_Switch | None]]:
@@ -255,13 +258,14 @@ def _rounded_name(plan: _Plan, name: str) -> str | None:
         return f"{name}:rounded"
     if name not in plan.model.initialisers:
         return None
-    if not plan.keep_twice and name in plan.model.weights:
-        return f"{name}:cast"
     rounded = f"{name}:rounded"
-    if rounded not in plan.rounded:
-        value = plan.model.constant(name)
-        assert value is not None
-        plan.rounded[rounded] = plan.precision.round(value)
+    if rounded in plan.rounded:
+        return rounded
+    value = plan.model.constant(name)
+    assert value is not None
+    if not plan.keep_twice and name in plan.model.weights and not (plan.clamp and plan.precision.exceeded(value)):
+        return f"{name}:cast"
+    plan.rounded[rounded] = plan.precision.round(value, clamp=plan.clamp)
     return rounded
 
 

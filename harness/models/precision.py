@@ -29,15 +29,28 @@ class Precision(enum.StrEnum):
     def type_string(self) -> str:
         return {"fp16": "tensor(float16)", "bf16": "tensor(bfloat16)"}[self.value]
 
-    def round(self, array: np.ndarray) -> np.ndarray:
-        """float32 -> nearest value of this precision (ties to even, overflow to infinity) -> float32."""
-        return self.store(array).astype(np.float32)
+    def round(self, array: np.ndarray, *, clamp: bool = False) -> np.ndarray:
+        """float32 -> nearest value of this precision (ties to even) -> float32.
+
+        What is too large becomes infinite, or, with `clamp`, the largest finite value.
+        """
+        made = self.store(array).astype(np.float32)
+        if not clamp:
+            return made
+        largest = LARGEST[self]
+        return np.where(np.isfinite(array), np.clip(made, -largest, largest), made)
+
+    def exceeded(self, array: np.ndarray) -> bool:
+        """Whether finite values are among these that would become infinite."""
+        return bool((np.isfinite(array) & ~np.isfinite(self.round(array))).any())
 
     def store(self, array: np.ndarray) -> np.ndarray:
         """float32 -> the nearest values in this precision's own dtype."""
         with np.errstate(over="ignore", invalid="ignore"):
             return array.astype(helper.tensor_dtype_to_np_dtype(self.onnx_type))
 
+
+LARGEST = {Precision.FP16: np.float32(65504.0), Precision.BF16: np.float32(3.3895313892515355e38)}
 
 # Operators whose output values are a selection of their input values, or monotone and odd in them: rounding the output
 # is the same as rounding the inputs, so one rounding is enough (and none, if every input is rounded already).

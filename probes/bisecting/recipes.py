@@ -37,12 +37,13 @@ class Lowered:
     policy: str
     tolerance: float
     threads: int = 0
+    clamp: bool = False  # weights to what the precision holds, as TensorRT does
 
     def prepare(self) -> Evaluate:
         feeds = inputs.load_samples(self.samples)
         try:
             model = with_type_for(models.load(self.model), self.precision)
-            emulation = Emulation(model, self.precision, threads=self.threads)
+            emulation = Emulation(model, self.precision, threads=self.threads, clamp=self.clamp)
             samples = [emulation.bind(f) for f in feeds]
             reference = [sample.run([]) for sample in samples]
         except RunFailed as error:

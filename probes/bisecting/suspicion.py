@@ -18,7 +18,7 @@ from probes.bisecting.candidates import Candidate, by_scope
 from probes.bisecting.recipes import Lowered
 from probes.bisecting.search import drive, smallest_kept
 
-FORMAT = "suspicion 2"  # changes with what the emulation or the search would answer
+FORMAT = "suspicion 3"  # changes with what the emulation or the search would answer
 CHEAPEST_NS = 1.0
 
 
@@ -75,7 +75,8 @@ def keep(cache: EngineCache | None, key: str, made: Suspicion) -> None:
 
 def _content(recipe: Lowered, costs: Mapping[int, float] | None) -> str:
     model = build_key(recipe.model, BuildOptions(), {})
-    return json.dumps([model, recipe.precision.value, recipe.policy, recipe.tolerance, sorted((costs or {}).items())])
+    asked = [recipe.precision.value, recipe.policy, recipe.tolerance, recipe.clamp]
+    return json.dumps([model, *asked, sorted((costs or {}).items())])
 
 
 class _Enough(Exception):

@@ -146,8 +146,9 @@ def _precision(setting: Setting, tell: Tell) -> Question:
     witness = Witness(model, candidates, lowering, recipe, setting.options, _marked(setting, candidates))
     costs = witness.costs() if settings.objective == "time" else None
     on_cpu = Lowered(
-        model.path.absolute(), setting.samples, settings.precision, policy, settings.tolerance, settings.threads
-    )
+        model.path.absolute(), setting.samples, settings.precision, policy, settings.tolerance, settings.threads,
+        clamp=not setting.strong,
+    )  # fmt: skip
 
     def emulated(tolerance: float) -> Suspicion:
         tell("emulating on the CPU")

@@ -171,3 +171,26 @@ def test_scalars_stay_scalars():
     inputs, outputs = [("x", TensorProto.FLOAT, [])], [("y", TensorProto.FLOAT, [])]
     emulation = Emulation(make_model([helper.make_node("Neg", ["x"], ["y"])], inputs, outputs, {}), threads=1)
     assert emulation.run({"x": np.array(2, np.float32)}, [0])[0].shape == ()
+
+
+def masked() -> Model:
+    """y = x + (1 - mask) * -1e9, as attention masks are written."""
+    nodes = [helper.make_node("Sub", ["one", "mask"], ["away"], name="/sub"),
+             helper.make_node("Mul", ["away", "low"], ["bias"], name="/mul"),
+             helper.make_node("Add", ["x", "bias"], ["y"], name="/add")]  # fmt: skip
+    constants = {"one": np.float32(1), "low": np.float32(-1e9)}
+    shape = [1, 4]
+    inputs = [("x", TensorProto.FLOAT, shape), ("mask", TensorProto.FLOAT, shape)]
+    return make_model(nodes, inputs, [("y", TensorProto.FLOAT)], constants)
+
+
+@pytest.mark.parametrize("keep_twice", [True, False])
+def test_weights_beyond_the_precision_are_clamped_where_the_builder_does_so(keep_twice):
+    model, feeds = masked(), {"x": np.ones((1, 4), np.float32), "mask": np.array([[1, 1, 1, 0]], np.float32)}
+    every = range(3)
+    plain = Emulation(model, keep_twice=keep_twice).run(feeds, every)[0]
+    assert np.isnan(plain[0, :3]).all(), "0 times minus infinity"
+    clamped = Emulation(model, keep_twice=keep_twice, clamp=True).run(feeds, every)[0]
+    np.testing.assert_array_equal(clamped, [[1, 1, 1, -65504]])
+    infinite = Precision.FP16.round(np.array([np.inf, 1e9, -1e9, np.nan], np.float32), clamp=True)
+    np.testing.assert_array_equal(infinite, [np.inf, 65504, -65504, np.nan])
