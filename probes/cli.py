@@ -11,7 +11,7 @@ import errno
 import signal
 import sys
 import traceback
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -88,6 +88,17 @@ def doctor(json_file: Path | None) -> int:
     return EXIT_CLEAN if doctoring.healthy(checks) else EXIT_DEFECT
 
 
+def resumed_alone(folder: Path, options: Iterable[str]) -> None:
+    """Raise UsageError for an option beside --resume: it would be passed over."""
+    context = click.get_current_context()
+    more = [name for name in options if context.get_parameter_source(name) is ParameterSource.COMMANDLINE]
+    if more:
+        raise UsageError(
+            f"--resume takes the model and all options from the session: {more[0]} is one too many",
+            hint=f"{context.command_path} --resume {folder}",
+        )
+
+
 @probe.command(sections=bisect_asked.SECTIONS)
 def bisect(out: Path | None, resume: Path | None, json_file: Path | None, **values: Any) -> int:
     """Find the smallest set of nodes, or of statements, that is to blame: proven minimal, with a repair and a report.
@@ -119,15 +130,9 @@ def bisect(out: Path | None, resume: Path | None, json_file: Path | None, **valu
     from probes.bisecting import running as bisecting
     from probes.bisecting import screen
 
-    typed = click.get_current_context().get_parameter_source
-    more = [name for name in (*values, "out") if typed(name) is ParameterSource.COMMANDLINE]
-    if resume is not None and more:
-        raise UsageError(
-            f"--resume takes the model and all options from the session: {more[0]} is one too many",
-            hint=f"probe bisect --resume {resume}",
-        )
     with progress("bisecting") as tell:
         if resume is not None:
+            resumed_alone(resume, (*values, "out"))
             bisection = bisecting.resume(resume, tell)
         else:
             bisection = bisecting.start(bisect_asked.to_settings(values), out, tell)
@@ -211,13 +216,14 @@ def ladder() -> None:
 
 
 @ladder.command(name="bert", sections=ladder_asked.SECTIONS)
-def ladder_bert(json_file: Path | None, **values: Any) -> int:
+def ladder_bert(resume: Path | None, json_file: Path | None, **values: Any) -> int:
     """Climb from FP32 to INT8 and a CUDA graph on every route that is here, against float64 at every step.
 
     \b
       probe ladder bert --config base                            random weights, batch 32, sequence 128
       probe ladder bert --weights DIR --inputs text.npz          the user's model on real text
       probe ladder bert --config tiny --routes kernels,onnx      without a GPU: results alone
+      probe ladder bert --resume probe-runs/...-ladder           go on after Ctrl-C or kill -9
 
     Exit codes: 0 every step is as right as its precision lets it, 1 one is not, 2 usage, 125 nothing could be measured
     or a step of our kernels failed, 130 interrupted (what was measured is kept).
@@ -226,7 +232,11 @@ def ladder_bert(json_file: Path | None, **values: Any) -> int:
     from probes.laddering import screen
 
     with progress("climbing") as tell:
-        made = laddering.climb(ladder_asked.to_settings(values), tell)
+        if resume is not None:
+            resumed_alone(resume, values)
+            made = laddering.resume(resume, tell)
+        else:
+            made = laddering.climb(ladder_asked.to_settings(values), tell)
     deliver(made.document, json_file, lambda: screen.show(made.session))
     return made.exit_code
 

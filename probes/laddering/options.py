@@ -52,7 +52,10 @@ SECTIONS = {
         option("--tolerance", type=click.FloatRange(min=0, min_open=True), metavar="ERROR", default=1e-2, show_default=True,
                help="Relative L2 error beyond which --bisect searches."),
     ),
-    "Results": RESULTS,
+    "Results": (
+        option("--resume", metavar="DIR", type=options.FOLDER, help="Go on with an interrupted session; nothing is measured twice."),
+        *RESULTS,
+    ),
 }  # fmt: skip
 
 FUSION = {"What is measured": (SECONDS, SEED), "Results": RESULTS}

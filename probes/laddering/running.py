@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import time
 import zipfile
 from collections.abc import Callable, Iterator, Mapping
@@ -20,7 +22,7 @@ from harness.cuda import device as gpu
 from harness.cuda.device import Device
 from harness.errors import EXIT_CLEAN, EXIT_DEFECT, EXIT_INTERRUPTED, EXIT_UNDECIDED, ProbeError, UsageError
 from harness.models.precision import Precision
-from harness.record import Session
+from harness.record import Session, number, to_json
 from kernels.attention import uniform_lengths
 from probes.bisecting import running as bisecting
 from probes.bisecting.settings import Settings as BisectSettings
@@ -35,6 +37,8 @@ from reports.pages import page
 Array = np.ndarray[Any, Any]
 Tell = Callable[[str], None]
 PRESET = "base"
+SETTINGS = "raw/settings.json"
+FILES = ("weights", "inputs", "samples")  # among the settings
 CHECKED = 2  # sequences whose result is compared with float64, where a GPU computes many
 GPU_SHAPE, CPU_SHAPE = (32, 128), (2, 32)  # batch and sequence, unless they are given
 
@@ -84,6 +88,19 @@ class Settings:
         named = self.weights or self.config_file
         return named.name if named else self.config or PRESET
 
+    def to_json(self) -> dict[str, Any]:
+        """What `from_json` takes: files by where they lie."""
+        made: dict[str, Any] = json.loads(to_json({
+            name: str(value.absolute()) if isinstance(value, Path) else value for name, value in asdict(self).items()
+        }))  # fmt: skip
+        return made | {"config": str(self.config_file.absolute()) if self.config_file else self.config, "out": None}
+
+    @classmethod
+    def from_json(cls, content: Mapping[str, Any]) -> Settings:
+        paths = {name: Path(content[name]) for name in FILES if content[name] is not None}
+        lists = {name: tuple(content[name]) for name in ("routes", "steps")}
+        return cls(**{**content, **paths, **lists})
+
     def command(self) -> list[str]:
         """The command line again, files by name only."""
         words = ["ladder", "bert"]
@@ -111,34 +128,97 @@ def climb(settings: Settings, tell: Tell = lambda _: None) -> Laddered:
 
     Raises UsageError for a model, inputs, steps or routes that do not exist or do not fit.
     """
+    given = _given(settings)
+    session = Session.create("ladder", settings.out)
+    device = given.device
+    session.write_json(SETTINGS, settings.to_json())
+    session.write_json("manifest.json", driving.manifest("ladder", settings.command(), {
+        "model": {"config": settings.name, **asdict(given.config)}, "sha256": given.sha256,
+        **({"device": device.facts.as_manifest(), "clock_state_before": gpu.clock_state(device)} if device else {}),
+    }))  # fmt: skip
+    return _run(settings, given, session, tell)
+
+
+def resume(folder: Path, tell: Tell = lambda _: None) -> Laddered:
+    """Go on where a session ended; what was measured is not measured again.
+
+    Raises UsageError where model, text or card are others than those of the session.
+    """
+    session = Session.open(folder)
+    if not (folder / SETTINGS).is_file():
+        raise UsageError(f"{folder} is no session of probe ladder bert", hint="ls probe-runs")
+    settings, manifest = Settings.from_json(session.read_json(SETTINGS)), session.read_json("manifest.json")
+    given = _given(settings)
+    if given.sha256 != manifest["sha256"]:
+        raise UsageError(f"the model or its inputs have changed since {folder} was written",
+                         hint="start a new ladder: what was measured belongs to others")  # fmt: skip
+    card, here = manifest.get("device", {}).get("name"), given.device.facts.name if given.device else None
+    if card != here:
+        raise UsageError(f"{folder} was measured on {card or 'a machine without a GPU'}; here is {here or 'none'}",
+                         hint="go on where it began, or start a new ladder")  # fmt: skip
+    return _run(settings, given, session, tell)
+
+
+@dataclass(frozen=True)
+class _Given:
+    """Everything that the settings name, read: the model, inputs [B, S], samples of calibration, the card."""
+
+    wanted: tuple[Rung, ...]
+    routes: tuple[str, ...]
+    config: BertConfig
+    weights: dict[str, Array]
+    device: Device | None
+    feeds: dict[str, Array]
+    samples: dict[str, Array] | None
+
+    @property
+    def sha256(self) -> str:
+        """Of weights, inputs and samples."""
+        made = hashlib.sha256(repr(self.config).encode())
+        for arrays in (self.weights, self.feeds, self.samples or {}):
+            for name in sorted(arrays):
+                made.update(name.encode())
+                made.update(np.ascontiguousarray(arrays[name]).data)
+        return made.hexdigest()
+
+
+def _given(settings: Settings) -> _Given:
     wanted, routes = rungs.choose(settings.steps), rungs.choose_routes(settings.routes)
     config, weights = _model(settings)
     device = device_here()
     feeds = _feeds(settings, config, device)
     samples = read_feeds(settings.samples, config) if settings.samples else None
-    session = Session.create("ladder", settings.out)
-    session.write_json("manifest.json", driving.manifest("ladder", settings.command(), {
-        "model": {"config": settings.name, **asdict(config)},
-        **({"device": device.facts.as_manifest(), "clock_state_before": gpu.clock_state(device)} if device else {}),
-    }))  # fmt: skip
+    return _Given(wanted, routes, config, weights, device, feeds, samples)
+
+
+def _run(settings: Settings, given: _Given, session: Session, tell: Tell) -> Laddered:
+    """The steps that the session has no row of yet."""
     began = time.monotonic()
     tell("computing the reference in float64, and looking at the activations")
-    job = _job(settings, (config, weights), (feeds, samples), device, session)
+    job = _job(settings, (given.config, given.weights), (given.feeds, given.samples), given.device, session)
+    known = {(row["route"], row["rung"]): row for row in map(restored, session.steps())}
     rows: list[dict[str, Any]] = []
     blamed: list[dict[str, Any]] = []
     interrupted = False
     try:
         for route in ladder_routes.ROUTES:
-            if route.name in routes:
-                rows += _climb_route(job, route, wanted, session, tell)
+            if route.name in given.routes:
+                rows += _climb_route(job, route, given.wanted, session, known, tell)
         if settings.bisect:
             blamed.extend(_bisect(settings, job, rows, session, tell))
     except KeyboardInterrupt:
         interrupted = True
-        rows = list(session.steps())
+        rows = list(map(restored, session.steps()))
     document = _document(settings, job, rows, time.monotonic() - began)
     document |= {"bisect": blamed, "interrupted": interrupted}
     return _finish(document, session, EXIT_INTERRUPTED if interrupted else _exit_code(rows), tell)
+
+
+def restored(value: Any) -> Any:
+    """What was written with `to_json`, its numbers as they were."""
+    if isinstance(value, Mapping):
+        return {key: restored(item) for key, item in value.items()}
+    return [restored(item) for item in value] if isinstance(value, list) else number(value)
 
 
 def _finish(document: dict[str, Any], session: Session, exit_code: int, tell: Tell) -> Laddered:
@@ -241,11 +321,17 @@ def _job(
 
 
 def _climb_route(
-    job: Job, route: Route, wanted: tuple[Rung, ...], session: Session, tell: Tell
+    job: Job, route: Route, wanted: tuple[Rung, ...], session: Session,
+    known: Mapping[tuple[str, str], dict[str, Any]], tell: Tell,
 ) -> list[dict[str, Any]]:  # fmt: skip
     """Rows of a route. A step that this route does not have is left out; a route that is not here is said once."""
     rows: list[dict[str, Any]] = []
     for rung in wanted:
+        if (before := known.get((route.name, rung.name))) is not None:
+            rows.append(before)
+            if before["whole_route"]:
+                break
+            continue
         tell(f"{route.title}: {rung.title}")
         taken = _take(job, route, rung)
         absent = taken if isinstance(taken, Absent) else None
@@ -392,6 +478,7 @@ def _bisect(
 def _culprits(settings: Settings, job: Job, precision: Precision, session: Session, tell: Tell) -> dict[str, Any]:
     folder = session.folder / f"bisect-{precision}"
     asked = BisectSettings(job.model, precision=precision, tolerance=settings.tolerance, inputs=(job.samples,))
-    result = bisecting.start(asked, folder, tell).result
+    begun = (folder / "manifest.json").is_file()
+    result = (bisecting.resume(folder, tell) if begun else bisecting.start(asked, folder, tell)).result
     culprits = [one["node"] if isinstance(one, Mapping) else str(one) for one in result.get("culprits", ())]
     return {"culprits": culprits, "note": f"{folder.name}/report.html"}

@@ -16,6 +16,8 @@ def show(session: Session) -> Shown:
     yield from _remarks([row for row in view.rows if row.note and (row.route != "kernels" or row.status != "measured")])
     yield view.headline
     yield from report_line(session)
+    if view.status == "interrupted" and view.kind == "bert":
+        yield f"probe ladder bert --resume {session.folder} goes on"
 
 
 def _remarks(rows: Sequence[told.Row]) -> Iterator[str]:

@@ -218,6 +218,62 @@ def test_an_interruption_keeps_what_was_taken_and_says_so(tmp_path, monkeypatch)
     assert "sequence 8, interrupted: 1 step checked" in page
 
 
+def test_what_was_interrupted_goes_on_and_measures_nothing_twice(tmp_path, monkeypatch, capsys, text, model):
+    from probes.laddering import routes as ladder_routes
+
+    honest, taken = ladder_routes.emulate, []
+
+    def emulate(made, feeds):
+        taken.append(made.options.precision)
+        if taken == ["fp32", "fp16"]:
+            raise KeyboardInterrupt
+        return honest(made, feeds)
+
+    monkeypatch.setattr(ladder_routes, "emulate", emulate)
+    words = (
+        "--weights",
+        str(model),
+        "--inputs",
+        str(text),
+        "--routes",
+        "kernels,onnx",
+        "--steps",
+        "fp32,fp16,int8",
+        "--method",
+        "entropy",
+    )
+    assert run(tmp_path, *words)[0] == 130
+    folder = tmp_path / "s"
+    assert f"probe ladder bert --resume {folder} goes on" in capsys.readouterr().out.replace("\n", "")
+    (folder / "result.json").unlink()  # as after kill -9
+    assert cli.run(["ladder", "bert", "--resume", str(folder)]) == 0
+    assert taken == ["fp32", "fp16", "fp16", "int8"]
+    result = json.loads((folder / "result.json").read_text())
+    whole = run(tmp_path / "whole", *words)[1]
+    told = [
+        {name: row[name] for name in ("route", "rung", "status", "relative_l2", "bound")} for row in result["rungs"]
+    ]
+    assert told == [{name: row[name] for name in told[0]} for row in whole["rungs"]]
+    assert (result["interrupted"], result["calibration"]) == (False, whole["calibration"])
+    before = len(taken)
+    assert cli.run(["ladder", "bert", "--resume", str(folder)]) == 0
+    assert len(taken) == before, "there was nothing left to do"
+
+
+def test_resuming_something_else_is_refused(tmp_path, capsys, text, monkeypatch):
+    words = ("--config", "tiny", "--inputs", str(text), "--routes", "onnx", "--steps", "fp32")
+    assert run(tmp_path, *words)[0] == 0
+    folder = str(tmp_path / "s")
+    assert cli.run(["ladder", "bert", "--resume", folder, "--seq", "8"]) == 2
+    assert "sequence is one too many" in capsys.readouterr().err
+    assert cli.run(["ladder", "bert", "--resume", str(tmp_path)]) == 2
+    assert "no session folder" in capsys.readouterr().err
+    content = dict(np.load(text))
+    np.savez(text, **{**content, "input_ids": content["input_ids"][::-1]})
+    assert cli.run(["ladder", "bert", "--resume", folder]) == 2
+    assert "the model or its inputs have changed" in capsys.readouterr().err
+
+
 def test_the_fusion_exercise(tmp_path, capsys):
     code, result = run(tmp_path, kind="fusion")
     assert code == 0
