@@ -67,7 +67,7 @@ def bench(name: str, topic: str, limit_s: float, *words: str) -> Step:
 TRT = ("--backend", "trt", "--precision", "fp16")
 ALL = ("--nsys", "--ncu", "--trtexec")
 STEPS = (
-    suite("engine", "engines", 240),
+    suite("engine", "engines", 900),
     suite("tools", "tools", 200),
     suite("compile", "tools", 100),
     suite("launch", "tools", 150, alone=True),
@@ -75,7 +75,7 @@ STEPS = (
     suite("kernels", "kernels", 300),
     suite("device_log", "log", 200),
     suite("ladder", "ladder", 300),
-    suite("trt_bisect", "bisect", 500),
+    suite("trt_bisect", "bisect", 900),
     probe("plugin_fault", "tools", 260, "sanitize", "{work}/plugin_fault.onnx", *TRT, "--inputs", "{work}/plugin_fault.npz"),
     *(probe(f"planted_{kind}", "tools", 200, "sanitize", "--tool", "all", "--", PY, "examples/gpu/layers.py", kind)
       for kind in PLANTED),
@@ -95,7 +95,7 @@ STEPS = (
     bench("rows", "kernels", 60),
     probe("kernels", "kernels", 240, "kernels", "bench", alone=True),
     bench("ladder", "ladder", 300, "--budget", "280"),
-    bench("trt_bisect", "bisect", 560, "--ours-s", "300", "--peer-s", "190"),
+    bench("trt_bisect", "bisect", 900, "--ours-s", "500", "--peer-s", "300"),
 )  # fmt: skip
 
 
