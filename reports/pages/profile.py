@@ -115,7 +115,9 @@ def view(collection: Collection) -> View:
     shown = View(made, collection.manifests, collection.left_out, tool_runs.of(collection.results))
     if (together := joining.sheet(collection.artifacts)) is not None:
         shown.lead.sheets.append(together)
-    if (found := faults.sheet(faults.of(collection.results))) is not None and not _same(found, collection.artifacts):
+    listed = faults.of(collection.results)
+    shown.lead.detail = shown.lead.detail or sheets.public(faults.launched_in(listed))
+    if (found := faults.sheet(listed)) is not None and not _same(found, collection.artifacts):
         shown.lead.fold("findings")  # one row a place says more than one a thread
         shown.lead.sheets.insert(0, found)
     return shown

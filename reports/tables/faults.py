@@ -29,6 +29,13 @@ def sheet(faults: Sequence[Mapping[str, Any]]) -> Sheet | None:
     return sheets.make("faults", "Faults", pd.DataFrame(map(_row, faults)), NOUN, titles=TITLES, caption=CAPTION)
 
 
+def launched_in(faults: Sequence[Mapping[str, Any]]) -> str:
+    """The NVTX range that launched the first fault, where that is all that is known of its place."""
+    first = faults[0] if faults else {}
+    name = schema.text(first.get("range"))
+    return f"Launched in the range {name}" if name and not first.get("layer") else ""
+
+
 def _row(fault: Mapping[str, Any]) -> dict[str, Any]:
     file, line = schema.text(fault.get("file")), schema.integer(fault.get("line"))
     return {

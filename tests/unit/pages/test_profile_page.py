@@ -293,6 +293,15 @@ def test_a_finding_ends_at_the_layer_that_launched_it():
     assert [column.title for column in part.sheets[0].columns][:5] == ["Kind", "Kernel", "Where", "Layer", "ONNX nodes"]
 
 
+def test_below_the_finding_stands_the_range_that_launched_it_where_no_layer_is_known():
+    artifact = detect.read(DATA / "sanitizer" / "h100_2025.3_memcheck_oob.xml")
+    fault = {"kind": "Invalid __global__ write", "kernel": "oob", "count": 28, "range": "layer.1/fault@probe"}
+    page = page_of(artifact, results=({"findings": [fault]},))
+    assert "Launched in the range layer.1/fault@probe" in Reader(page).text
+    page = page_of(artifact, results=({"findings": [{**fault, "layer": "/a/MatMul"}]},))
+    assert "Launched in the range" not in Reader(page).text
+
+
 def test_a_layer_that_holds_the_whole_model_is_no_answer():
     layers = pd.DataFrame(
         {"layer": ["{ForeignNode[/a...(Unnamed Layer* 9) [Shuffle]]}", "out"], "total_ns": [980.0, 20.0]}
