@@ -135,7 +135,7 @@ def infer(trial: Trial) -> list[dict]:
     if trial.options.precision != "fp16":
         runner = Runner(whole.proto, whole.weights)
         return [dict(zip(names, runner.run(one), strict=True)) for one in feeds]
-    emulation = Emulation(whole, Precision.FP16)
+    emulation = Emulation(whole, Precision.FP16, clamp=not ASKED.get("strong", False))
     lowered = [i for i in lowerable(whole, Precision.FP16) if whole.nodes[i].key not in held]
     return [dict(zip(names, emulation.run(one, lowered), strict=True)) for one in feeds]
 
