@@ -42,6 +42,8 @@ class Launch:
 
     `overlaps`: it waits by itself for the kernel before it (`after_previous()` of overlap.cuh comes first in it), so that it
     may be brought onto the GPU while that one ends.
+    `variables`: names and contents of `__constant__` and `__device__` variables of the source, as cudaMemcpyToSymbol would
+    write them before anything is launched.
     """
 
     source: Path
@@ -53,6 +55,7 @@ class Launch:
     defines: tuple[tuple[str, str], ...] = ()  # macros that the source is compiled with
     names: tuple[str, ...] = ()  # of the parameters, for messages and NVTX payloads
     overlaps: bool = False
+    variables: tuple[tuple[str, bytes], ...] = ()
 
 
 @dataclass(frozen=True)

@@ -216,6 +216,8 @@ class _Kernel:
     def __init__(self, device: Device, step: Launch, module: Module, itemsizes: Mapping[str, int]) -> None:
         self.device, self.step, self.module, self.itemsizes = device, step, module, itemsizes
         self.function = module.function(step.entry, step.shared_bytes)
+        for name, content in step.variables:
+            module.write(name, content)
         self.names = step.names or tuple(f"argument {number}" for number in range(len(step.arguments)))
         _check_parameters(device, self.function, step, self.names)
         self.marked = ranges.prepare(step.entry, self._payload(), category="launch")

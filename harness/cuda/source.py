@@ -266,6 +266,13 @@ def ancestors(node: Node) -> Iterator[Node]:
         at = at.parent
 
 
+def below(node: Node) -> Iterator[Node]:
+    """The node itself, then everything that is named inside of it."""
+    yield node
+    for child in node.named_children:
+        yield from below(child)
+
+
 def lost_at(node: Node) -> Node | None:
     """Where the parser lost its way around a statement or just before it: there the tree may be wrong about it."""
     for at in ancestors(node):

@@ -1,33 +1,54 @@
-"""What a compiled image (a cubin) holds: its kernels, by the names that C++ gave them, and their machine code."""
+"""What a compiled image (a cubin) holds: kernels and variables, by the names that C++ gave them, and machine code."""
 
 from __future__ import annotations
 
 import re
-from struct import unpack_from
+from collections.abc import Iterator
+from struct import iter_unpack, unpack_from
 
 from harness.errors import UsageError
 
 _ELF = b"\x7fELF"
 _CODE = ".text."
+_SYMBOLS, _OBJECT = 2, 1  # the type of a section that is a table of symbols, and of a symbol that is a variable
 _PART = re.compile(r"(\d+)(?=[A-Za-z_])")
 
 
 def machine_code(image: bytes) -> dict[str, bytes]:
     """The code of each section that holds some, by the kernel's name as the linker sees it; nothing for what is no ELF."""
-    if not image.startswith(_ELF):
-        return {}
-    (table,), (size, count, names) = unpack_from("<Q", image, 40), unpack_from("<HHH", image, 58)
-    if not count:
-        return {}
-    headers = [unpack_from("<IIQQQQ", image, table + size * number) for number in range(count)]
-    text = headers[names][4]
     found = {}
-    for name, _, _, _, offset, length in headers:
-        at = text + name
-        title = image[at : image.index(b"\0", at)].decode("ascii", "replace")
+    headers = _sections(image)
+    for name, _, _, _, offset, length, _ in headers:
+        title = _text(image, headers[unpack_from("<H", image, 62)[0]][4] + name)
         if title.startswith(_CODE):
             found[title.removeprefix(_CODE)] = image[offset : offset + length]
     return found
+
+
+def variables(image: bytes) -> tuple[str, ...]:
+    """The linker's names of the variables in a GPU's memory; nothing for what is no ELF."""
+    return tuple(_variables(image))
+
+
+def _variables(image: bytes) -> Iterator[str]:
+    headers = _sections(image)
+    for _, kind, _, _, offset, length, link in headers:
+        if kind == _SYMBOLS:
+            for name, info, _, _, _, size in iter_unpack("<IBBHQQ", image[offset : offset + length]):
+                if info & 15 == _OBJECT and size:
+                    yield _text(image, headers[link][4] + name)
+
+
+def _sections(image: bytes) -> list[tuple[int, ...]]:
+    """The header of each: where its name is, type, flags, address, offset, bytes, the section that belongs to it."""
+    if not image.startswith(_ELF):
+        return []
+    (table,), (size, count) = unpack_from("<Q", image, 40), unpack_from("<HH", image, 58)
+    return [unpack_from("<IIQQQQI", image, table + size * number) for number in range(count)]
+
+
+def _text(image: bytes, at: int) -> str:
+    return image[at : image.index(b"\0", at)].decode("ascii", "replace")
 
 
 def symbol_of(image: bytes, entry: str) -> str:
@@ -35,16 +56,24 @@ def symbol_of(image: bytes, entry: str) -> str:
 
     Raises UsageError where there are several of that name.
     """
-    there = list(machine_code(image))
-    if not there or entry in there:
-        return entry
-    path = entry.partition("<")[0].removeprefix("::").split("::")
+    return _named(list(machine_code(image)), entry, "kernels")
+
+
+def variable_of(image: bytes, name: str) -> str:
+    """The same of a `__constant__` or `__device__` variable."""
+    return _named(list(variables(image)), name, "variables")
+
+
+def _named(there: list[str], wanted: str, what: str) -> str:
+    if not there or wanted in there:
+        return wanted
+    path = wanted.partition("<")[0].removeprefix("::").split("::")
     found = [name for name in there if _path(name)[-len(path) :] == path]
     if len(found) > 1:
         raise UsageError(
-            f"{len(found)} kernels are called {entry}: {', '.join(found)}", hint="give them names of their own"
+            f"{len(found)} {what} are called {wanted}: {', '.join(found)}", hint="give them names of their own"
         )
-    return found[0] if found else entry
+    return found[0] if found else wanted
 
 
 def _path(symbol: str) -> list[str]:

@@ -166,6 +166,7 @@ def _described(job: Job) -> dict[str, Any]:
         "source": str(launch.source.resolve()), "entry": launch.entry, "grid": launch.grid, "block": launch.block,
         "shared_bytes": launch.shared_bytes, "names": launch.names, "defines": defines,
         "arguments": [_argument(argument) for argument in launch.arguments],
+        "variables": {name: content.hex() for name, content in launch.variables},
         "selection": [job.selection.block, job.selection.thread, job.selection.warp],
         "records": job.records, "timeout_s": job.timeout_s, "fifo_bytes": FIFO_BYTES,
     }  # fmt: skip
@@ -187,6 +188,7 @@ def load(described: Mapping[str, Any]) -> tuple[Launch, Selection]:
     launch = Launch(
         Path(described["source"]), described["entry"], _three(described["grid"]), _three(described["block"]), arguments,
         described["shared_bytes"], tuple((name, value) for name, value in described["defines"]), tuple(described["names"]),
+        variables=tuple((name, bytes.fromhex(content)) for name, content in described["variables"].items()),
     )  # fmt: skip
     block, thread, warp = described["selection"]
     axes = [tuple((low, high) for low, high in ranges) for ranges in (block, thread)]

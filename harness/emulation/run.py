@@ -70,6 +70,11 @@ class _Program:
     built: Built
     launches: tuple[tuple[int, Launch], ...]
 
+    @property
+    def variables(self) -> dict[str, bytes]:
+        """What its variables begin with, by name."""
+        return dict(itertools.chain.from_iterable(launch.variables for _, launch in self.launches))
+
 
 @dataclass(frozen=True)
 class _Product:
@@ -94,7 +99,6 @@ def run(
     timeout_s: float = 60.0,
     step_limit: int = STEP_LIMIT,
     uninitialised: Sequence[str] = (),
-    variables: Mapping[str, Array] | None = None,
     folder: Path | None = None,
 ) -> Emulated:
     """Run `steps` over `arrays` (bfloat16 as uint16), which are not changed; results are in what is returned.
@@ -102,7 +106,6 @@ def run(
     `checks`: "none", "all" (memory, race, init), some of memory, race, init, grid, or "asan" alone. Barriers, deadlocks,
     time-outs and writes beyond buffers are told in any case. `timeout_s` is for each program, without its compilation.
     `uninitialised` names buffers whose contents must not be read before they are written (check `init`).
-    `variables` are contents of `__constant__` and `__device__` variables by name, as cudaMemcpyToSymbol would copy them.
     With `folder`, the findings are written there as `emulation.jsonl`, which `probe report` reads.
 
     Raises BuildFailed if a source does not compile, UsageError if a launch does not fit its kernel or CUDA's limits.
@@ -112,8 +115,6 @@ def run(
     for number, step in enumerate(steps):
         _check(number, step, arrays)
     programs = _programs(steps, _flavour(wanted))
-    settings = {name: np.ascontiguousarray(value) for name, value in (variables or {}).items()}
-    _check_variables(programs, settings)
     with _scratch(arena_bytes(arrays)) as place:
         arena = Arena(place / "arena", arrays, uninitialised if "init" in wanted else ())
         events: list[Told] = []
@@ -124,7 +125,7 @@ def run(
                 read = multiply(part.step, arena)
                 rows += (product_row(part.number, one, arena.places[arena.index[one.buffer]]) for one in read)
                 continue
-            told, complete = _run_program(part, arena, limits, settings, place / f"emulation-{number}")
+            told, complete = _run_program(part, arena, limits, place / f"emulation-{number}")
             events += told
             if not complete:
                 break
@@ -223,6 +224,7 @@ def _programs(steps: Sequence[Step], flavour: Flavour) -> list[_Program | _Produ
     for part in parts:
         if isinstance(part, _Program):
             _check_shared(part)
+            _check_variables(part)
     return parts
 
 
@@ -242,16 +244,16 @@ def _check_shared(program: _Program) -> None:
             )
 
 
-def _check_variables(programs: Sequence[_Program | _Product], settings: Mapping[str, Array]) -> None:
-    there = {name: size for part in programs if isinstance(part, _Program) for _, size, name in part.built.variables}
-    for name, value in settings.items():
+def _check_variables(program: _Program) -> None:
+    there = {name: size for _, size, name in program.built.variables}
+    for name, content in program.variables.items():
         if name not in there:
             raise UsageError(
                 f"no __constant__ or __device__ variable is called {name}",
                 hint=f"there are: {', '.join(there) or 'none'}",
             )
-        if value.nbytes != there[name]:
-            raise UsageError(f"{name}: expected {there[name]} bytes, got {value.nbytes} ({value.dtype} {value.shape})")
+        if len(content) != there[name]:
+            raise UsageError(f"the variable {name}: expected {there[name]} bytes, got {len(content)}")
 
 
 # ---- the run
@@ -266,11 +268,9 @@ def _scratch(size: int) -> Iterator[Path]:
         yield Path(made)
 
 
-def _run_program(
-    program: _Program, arena: Arena, limits: _Limits, settings: Mapping[str, Array], stem: Path
-) -> tuple[list[Told], bool]:
+def _run_program(program: _Program, arena: Arena, limits: _Limits, stem: Path) -> tuple[list[Told], bool]:
     plan, events = stem.with_suffix(".plan"), stem.with_suffix(".events")
-    plan.write_text("\n".join(_plan_lines(program, arena, limits, settings)) + "\n", encoding="ascii")
+    plan.write_text("\n".join(_plan_lines(program, arena, limits)) + "\n", encoding="ascii")
     events.unlink(missing_ok=True)
     files = (plan, events, arena.path, *((arena.marks,) if arena.marks else ()))
     argv = (str(program.built.program), *map(str, files))
@@ -311,7 +311,7 @@ def _events(path: Path, program: _Program) -> Iterator[Told]:
         yield Told(program.built, json.loads(line))
 
 
-def _plan_lines(program: _Program, arena: Arena, limits: _Limits, settings: Mapping[str, Array]) -> Iterator[str]:
+def _plan_lines(program: _Program, arena: Arena, limits: _Limits) -> Iterator[str]:
     built = program.built
     yield f"{limits.seconds:.6f} {limits.steps} {MEMORY_LIMIT + SHADOW * arena.bytes} {limits.checks} {arena.bytes}"
     yield str(len(arena.places))
@@ -319,7 +319,8 @@ def _plan_lines(program: _Program, arena: Arena, limits: _Limits, settings: Mapp
         yield f"{place.offset} {place.size} {int(place.name not in arena.undefined)}"
     yield f"{built.anchor} {built.extent} {built.dynamic} {len(built.statics)}"
     yield from (f"{begin} {size} {int(not name)}" for begin, size, name in built.statics)
-    given = [(address, settings[name].tobytes()) for address, _, name in built.variables if name in settings]
+    contents = program.variables
+    given = [(address, contents[name]) for address, _, name in built.variables if name in contents]
     yield str(len(given))
     yield from (f"{address} {len(content)} {content.hex(' ')}" for address, content in given)
     yield str(len(program.launches))

@@ -117,7 +117,7 @@ SECTIONS = {
         option("--grid", type=options.Extent(), help="Blocks."),
         option("--block", type=options.Extent(), help="Threads of a block."),
         option("--smem", "--shared", "shared", metavar="BYTES", type=click.IntRange(min=0), default=0, help="Dynamic shared memory."),
-        option("--args", type=FILE, metavar="FILE", help="Arrays and scalars by parameter name: .npz or YAML."),
+        option("--args", type=FILE, metavar="FILE", help="Arrays and scalars by name of parameter or variable: .npz or YAML."),
         option("--expect", type=FILE, metavar="FILE.npz", help="What arrays must hold afterwards, by parameter name (mismatch)."),
     ),
     "Results": (

@@ -34,7 +34,7 @@ RUN = {
         option("--grid", type=Extent(), default="1", show_default=True, help="Blocks."),
         option("--block", type=Extent(), required=True, help="Threads of a block."),
         option("--shared", "--smem", type=click.IntRange(min=0), metavar="BYTES", default=0, help="Dynamic shared memory."),
-        option("--args", metavar="FILE", type=FILE, help="Arguments by parameter name: .npz, or YAML with values and {shape, fill}."),
+        option("--args", metavar="FILE", type=FILE, help="Arrays and scalars by name of parameter or variable: .npz, or YAML with values and {shape, fill}."),
         option("-D", "--define", "defines", type=Define(), multiple=True, help="A macro for the compiler."),
         option("--timeout", type=click.FloatRange(min=0, min_open=True), metavar="SECONDS", default=60.0, show_default=True,
                help="For the run."),

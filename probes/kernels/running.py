@@ -90,7 +90,7 @@ def run(settings: Settings, tell: Tell = lambda _: None) -> Ran:
             f"no array is called {', '.join(unknown)}", hint=f"there are {', '.join(inputs.arrays) or 'none'}"
         )
     launch = Launch(settings.source, entry, settings.grid, settings.block, inputs.arguments, settings.shared,
-                    settings.defines, inputs.names)  # fmt: skip
+                    settings.defines, inputs.names, variables=inputs.contents)  # fmt: skip
     session = Session.create("kernels-run", settings.out)
     tell(f"running {entry}")
     result = _run(settings, launch, inputs.arrays, session)

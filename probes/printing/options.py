@@ -38,7 +38,7 @@ SECTIONS = {
                help="Threads of a block; a value with a *, a range or a 0 in it (3,*,*), or a second --block, chooses"
                " blocks instead, as --in-block does."),
         option("--smem", "--shared", "shared_bytes", metavar="BYTES", type=click.IntRange(min=0), help="Dynamic shared memory."),
-        option("--args", "arguments", metavar="FILE", type=FILE, help="Arrays and scalars by parameter name: .npz or YAML."),
+        option("--args", "arguments", metavar="FILE", type=FILE, help="Arrays and scalars by name of parameter or variable: .npz or YAML."),
         option("-D", "--define", "defines", metavar="NAME[=VALUE]", multiple=True, help="A macro for the compiler."),
         option("--from-session", "from_session", metavar="DIR", type=FOLDER, help="Arguments and launch of an earlier run."),
         options.EMULATE,

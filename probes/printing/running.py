@@ -155,7 +155,7 @@ def _subject(settings: Settings) -> _Subject:
         given |= arguments.read(settings.from_session / "raw" / "arguments.npz")
     if settings.arguments is not None:
         given |= arguments.read(settings.arguments)
-    inputs = arguments.bind(arguments.parameters(source, entry, dict(settings.defines)), given)
+    inputs = arguments.bind(arguments.wanted_by(source, entry, dict(settings.defines)), given)
     grid, block = settings.grid or earlier.get("grid"), settings.block or earlier.get("block")
     if grid is None or block is None:
         missing = "--grid" if grid is None else "--block"
@@ -257,7 +257,8 @@ def _job(
 ) -> Job:
     path = traced.place(copy.text, subject.source.name)
     launch = Launch(path, subject.entry.name, subject.grid, subject.block, subject.inputs.arguments, subject.shared_bytes,
-                    traced.defines_of(settings.defines), subject.inputs.names)  # fmt: skip
+                    traced.defines_of(settings.defines), subject.inputs.names,
+                    variables=subject.inputs.contents)  # fmt: skip
     return Job(launch, subject.inputs.arrays, session.raw, selection, settings.records, settings.timeout_s,
                settings.checks, count)  # fmt: skip
 

@@ -65,7 +65,9 @@ KERNEL = (
     option("--grid", type=Extent(), help="Blocks."),
     option("--block", type=Extent(), help="Threads of a block."),
     option("--shared", "--smem", type=click.IntRange(min=0), metavar="BYTES", default=0, help="Dynamic shared memory."),
-    option("--args", type=FILE, metavar="FILE", help="Its arguments as .npz, by parameter name."),
+    option(
+        "--args", type=FILE, metavar="FILE", help="Arrays and scalars by name of parameter or variable: .npz or YAML."
+    ),
 )
 
 SECTIONS = {

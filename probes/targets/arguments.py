@@ -1,4 +1,4 @@
-"""A kernel's arguments from a file: arrays and scalars by parameter name, from .npz or YAML."""
+"""A kernel's arguments from a file: arrays and scalars by the name of a parameter, or of a variable of the source."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 
 from harness.cuda import source as cuda_source
-from harness.cuda.source import Entry, Source
+from harness.cuda import variables as cuda_variables
+from harness.cuda.source import Entry, Source, below
 from harness.device_log.layout import split_expressions
 from harness.errors import ParseError, UsageError
 from kernels.plan import Argument, Pointer
@@ -38,29 +39,51 @@ _FILLS = ("zeros", "ones", "random", "arange", "nan")
 
 @dataclass(frozen=True)
 class Parameter:
-    """A parameter of a kernel. `dtype` is that of its elements, of which a vector has `lanes`; it is None where the type
-    is none of CUDA's numbers (a struct)."""
+    """A parameter of a kernel, or a variable of its source. `dtype` is that of its elements, of which a vector has `lanes`;
+    it is None where the type is none of CUDA's numbers (a struct). A variable that holds an array is a `pointer` too."""
 
     name: str
     type: str
     pointer: bool
     dtype: str | None
     lanes: int = 1
+    variable: bool = False  # __constant__ or __device__
+    optional: bool = False
 
 
 @dataclass(frozen=True)
 class Inputs:
-    """What a kernel is called with: arguments in the order of the parameters, and the arrays that they point to."""
+    """What a kernel is called with: arguments in the order of the parameters, the arrays that they point to, and what the
+    variables of its source hold."""
 
     arguments: tuple[Argument, ...]
     names: tuple[str, ...]
     arrays: Mapping[str, Array]
+    variables: Mapping[str, Array]
+
+    @property
+    def contents(self) -> tuple[tuple[str, bytes], ...]:
+        """The variables as a launch has them."""
+        return tuple((name, value.tobytes()) for name, value in self.variables.items())
 
     def save(self, path: Path) -> None:
         """As a file that `read` takes: what `--from-session` finds."""
         scalars = {name: np.asarray(value) for name, value in zip(self.names, self.arguments, strict=True)
                    if not isinstance(value, Pointer)}  # fmt: skip
-        np.savez(path, **scalars, **self.arrays)  # type: ignore[arg-type]
+        np.savez(path, **scalars, **self.arrays, **self.variables)  # type: ignore[arg-type]
+
+
+def wanted_by(source: Source, entry: Entry, defines: Mapping[str, str] | None = None) -> tuple[Parameter, ...]:
+    """A kernel's parameters, then the variables that the host can fill. A `__constant__` one that the kernel reads and that
+    begins with no value must be given, like a parameter: the program that it is taken from fills it too."""
+    first = parameters(source, entry, defines)
+    taken = {parameter.name for parameter in first}
+    meanings, reached = _meanings(source, entry) | dict(defines or {}), cuda_variables.reached(source, entry)
+    return first + tuple(
+        _parameter(one.name, one.type, one.array, meanings, variable=True,
+                   optional=not one.constant or one.initialised or one.name not in reached)
+        for one in cuda_variables.variables(source) if one.name not in taken and not one.pointer
+    )  # fmt: skip
 
 
 def parameters(source: Source, entry: Entry, defines: Mapping[str, str] | None = None) -> tuple[Parameter, ...]:
@@ -73,18 +96,22 @@ def parameters(source: Source, entry: Entry, defines: Mapping[str, str] | None =
         kind, declarator = node.child_by_field_name("type"), node.child_by_field_name("declarator")
         if kind is None or declarator is None:
             continue
-        name = next((at for at in _below(declarator) if at.type == "identifier"), declarator)
-        text = _resolved(" ".join(source.of(kind).split()), meanings)
-        pointer = any(at.type in ("pointer_declarator", "array_declarator") for at in _below(declarator))
-        dtype, lanes = _VECTORS.get(text, (_TYPES.get(text), 1))
-        made.append(Parameter(source.of(name), text, pointer, dtype, lanes))
+        name = next((at for at in below(declarator) if at.type == "identifier"), declarator)
+        pointer = any(at.type in ("pointer_declarator", "array_declarator") for at in below(declarator))
+        made.append(_parameter(source.of(name), " ".join(source.of(kind).split()), pointer, meanings))
     return tuple(made)
+
+
+def _parameter(name: str, text: str, pointer: bool, meanings: Mapping[str, str], **more: bool) -> Parameter:
+    text = _resolved(text, meanings)
+    dtype, lanes = _VECTORS.get(text, (_TYPES.get(text), 1))
+    return Parameter(name, text, pointer, dtype, lanes, **more)
 
 
 def _meanings(source: Source, entry: Entry) -> dict[str, str]:
     """What stands for a type: a template's parameters, and the names that the file gives to types."""
     named: dict[str, str] = {}
-    for node in _below(source.tree.root_node):
+    for node in below(source.tree.root_node):
         if node.type == "alias_declaration" and len(node.named_children) == 2:
             name, value = node.named_children
         elif node.type == "type_definition" and len(node.named_children) == 2:
@@ -106,37 +133,49 @@ def _resolved(text: str, meanings: Mapping[str, str]) -> str:
     return text.removeprefix("::").removeprefix("std::")
 
 
-def _below(node: Any) -> Any:
-    yield node
-    for child in node.named_children:
-        yield from _below(child)
-
-
 def bind(wanted: tuple[Parameter, ...], given: Mapping[str, Any]) -> Inputs:
     """Arguments of these parameters; UsageError for one that is missing, not known, or of another type."""
-    names = [parameter.name for parameter in wanted]
-    if missing := [name for name in names if name not in given]:
-        example = next(one for one in wanted if one.name == missing[0])
-        raise UsageError(
-            f"no value for {', '.join(missing)}: the parameters are {', '.join(names) or 'none'}",
-            hint=f"{example.name}: "
-            + ("{shape: [4, 128], fill: random}" if example.pointer else "1")
-            + " in --args FILE.yaml",
-        )
-    if unknown := [name for name in given if name not in names]:
-        raise UsageError(f"the kernel has no parameter {', '.join(unknown)}: it has {', '.join(names) or 'none'}")
+    _check_names(wanted, given)
     arguments: list[Argument] = []
     arrays: dict[str, Array] = {}
+    variables: dict[str, Array] = {}
     for parameter in wanted:
+        if parameter.name not in given:
+            continue  # a variable that begins with a value
         value = given[parameter.name]
-        if not parameter.pointer:
+        if parameter.variable:
+            variables[parameter.name] = _content(parameter, value)
+        elif not parameter.pointer:
             arguments.append(_scalar(parameter, value))
-            continue
-        array = _array(parameter, value)
-        if array is not None:
-            arrays[parameter.name] = array
-        arguments.append(Pointer(None if array is None else parameter.name))
-    return Inputs(tuple(arguments), tuple(names), arrays)
+        else:
+            array = _array(parameter, value)
+            if array is not None:
+                arrays[parameter.name] = array
+            arguments.append(Pointer(None if array is None else parameter.name))
+    names = tuple(parameter.name for parameter in wanted if not parameter.variable)
+    return Inputs(tuple(arguments), names, arrays, variables)
+
+
+def _check_names(wanted: tuple[Parameter, ...], given: Mapping[str, Any]) -> None:
+    names = {what: [one.name for one in wanted if one.variable == variable]
+             for what, variable in (("parameters", False), ("variables", True))}  # fmt: skip
+    there = "; ".join(
+        f"the {what} are {', '.join(some) or 'none'}" for what, some in names.items() if some or what[0] == "p"
+    )
+    if missing := [one for one in wanted if one.name not in given and not one.optional]:
+        example = "{shape: [4, 128], fill: random}" if missing[0].pointer else "1"
+        raise UsageError(f"no value for {', '.join(one.name for one in missing)}: {there}",
+                         hint=f"{missing[0].name}: {example} in --args FILE.yaml")  # fmt: skip
+    if unknown := [name for name in given if not any(name in some for some in names.values())]:
+        raise UsageError(f"the kernel has no parameter {', '.join(unknown)}: {there}")
+
+
+def _content(parameter: Parameter, value: Any) -> Array:
+    """What a variable holds."""
+    made = _array(parameter, value) if parameter.pointer else np.asarray(_scalar(parameter, value))
+    if made is None:
+        raise UsageError(f"{parameter.name}: expected what the variable holds, got nothing")
+    return made
 
 
 def read(path: Path) -> dict[str, Any]:
@@ -182,14 +221,22 @@ def _scalar(parameter: Parameter, value: Any) -> Any:
 
 
 def _vector(parameter: Parameter, value: Any) -> Any:
-    """`[1, 2, 3, 4]` for a float4: its bytes as one value."""
+    """`[1, 2, 3, 4]` for a float4: its bytes as one value, which an earlier session kept it as."""
     array = np.asarray(value)
+    if array.size == 1 and array.dtype.kind == "V" and array.nbytes == _size(parameter):
+        return array.reshape(())[()]
     if array.size != parameter.lanes or array.dtype.kind not in "biuf":
         raise UsageError(
             f"{parameter.name}: expected {parameter.lanes} numbers for one {parameter.type}, got {value!r}"
         )
     raw = _as(parameter, array).tobytes()
     return np.frombuffer(raw, np.dtype((np.void, len(raw))))[0]
+
+
+def _size(parameter: Parameter) -> int:
+    """Bytes of one."""
+    element = "u2" if parameter.dtype == "bf16" else parameter.dtype
+    return parameter.lanes * np.dtype(element).itemsize
 
 
 def _number(parameter: Parameter, text: str) -> float:
@@ -267,7 +314,7 @@ def _bfloat16(values: Any) -> Array:
 def read_kernel(
     path: Path, entry: str | None, defines: Mapping[str, str] | None = None
 ) -> tuple[str, tuple[Parameter, ...]]:
-    """Full name and parameters of a kernel of a file, or of its only one."""
+    """Full name of a kernel of a file, or of its only one, and what it wants."""
     source = cuda_source.read(path)
     found = cuda_source.entry_of(source, entry)
-    return found.name, parameters(source, found, defines)
+    return found.name, wanted_by(source, found, defines)

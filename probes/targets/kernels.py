@@ -78,5 +78,6 @@ def _file(asked: Asked) -> Loaded:
         )
     entry, wanted = arguments.read_kernel(source, asked.entry)
     given = arguments.bind(wanted, {} if asked.args is None else arguments.read(asked.args))
-    launch = Launch(source, entry, asked.grid, asked.block, given.arguments, asked.shared, names=given.names)
+    launch = Launch(source, entry, asked.grid, asked.block, given.arguments, asked.shared, names=given.names,
+                    variables=given.contents)  # fmt: skip
     return Loaded(entry, (launch,), dict(given.arrays))

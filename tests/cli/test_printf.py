@@ -229,6 +229,22 @@ def test_arguments_and_launch_of_an_earlier_session(place):
     assert fewer["records"] == 2
 
 
+def test_a_constant_of_the_source_is_given_like_an_argument(place, capsys):
+    (place / "k.cu").write_text(
+        "namespace n { __constant__ float weights[2]; }\n__device__ int calls;\n"
+        "__global__ void k(float* x) {\n    x[threadIdx.x] = n::weights[1];\n    atomicAdd(&calls, 1);\n}\n"
+    )
+    (place / "in.yaml").write_text("x: {shape: 8}\n")
+    words = ("k.cu", "--at", "5", "--print", "x[threadIdx.x], n::weights[0], calls", "--thread", "0")
+    told = refused(capsys, *words, *LAUNCH)
+    assert "no value for weights: the parameters are x; the variables are weights, calls" in told
+    (place / "in.yaml").write_text("x: {shape: 8}\nweights: [3, 7]\ncalls: 40\n")
+    first = printf(*words, *LAUNCH)
+    assert [row["value"] for row in first["rows"]][:3] == [7, 3, 40]
+    (place / "session").rename(place / "earlier")
+    assert printf(*words, "--from-session", "earlier", "--emulate")["rows"] == first["rows"]
+
+
 def test_a_null_pointer_of_an_earlier_session_is_one_again(place):
     (place / "k.cu").write_text(
         'extern "C" __global__ void k(const float* x, int n) { if (!x) printf("null %d", n); }\n'

@@ -55,6 +55,8 @@ static void append(void **p) { /* float* x, float digit: x = 10 x + digit, so th
     float *x = *(float **)p[0];
     *x = 10 * *x + *(float *)p[1];
 }
+static float bonus = 1.0f; /* a __constant__ of every module */
+static void add_bonus(void **p) { **(float **)p[0] += bonus; } /* float* x */
 static void overrun(void **p) { /* float* x, int index */
     (*(float **)p[0])[*(int *)p[1]] = 1.0f;
 }
@@ -126,6 +128,7 @@ static struct Function {
 } functions[] = {
     {"scale", scale, 3, 0, 49152, {8, 4, 4}},
     {"append", append, 2, 0, 49152, {8, 4}},
+    {"add_bonus", add_bonus, 1, 0, 49152, {8}},
     {"overrun", overrun, 2, 1024, 49152, {8, 4}},
     {"wild", wild, 0, 0, 49152, {0}},
     {"k", k, 2, 0, 49152, {8, 4}},
@@ -206,6 +209,11 @@ int cuModuleLoadData(void **m, const char *image) {
 }
 int cuModuleGetGlobal_v2(Address *a, size_t *n, void *m, const char *name) {
     (void)m;
+    if (!strcmp(name, "bonus")) {
+        *a = (Address)&bonus;
+        *n = sizeof bonus;
+        return 0;
+    }
     if (!logs || strcmp(name, "probe_device_log")) return NOT_FOUND;
     *a = (Address)&device_log;
     *n = sizeof device_log;

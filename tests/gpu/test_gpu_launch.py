@@ -50,6 +50,24 @@ def test_dynamic_shared_memory_up_to_the_device_s_limit(vector, random, device):
         )
 
 
+SETTINGS = """
+namespace settings { __constant__ float weights[3]; }
+static __constant__ float scale;
+__device__ unsigned calls;
+extern "C" __global__ void k(float* y) { y[threadIdx.x] = settings::weights[threadIdx.x] * scale + atomicAdd(&calls, 0u); }
+"""
+
+
+@pytest.mark.parametrize("name", ["cupy", "pycuda"])
+def test_variables_of_the_source_are_written_before_the_launch(tmp_path, device, name):
+    (tmp_path / "k.cu").write_text(SETTINGS)
+    given = {"weights": np.array([1, 2, 4], "f4"), "scale": np.float32(10), "calls": np.uint32(5)}
+    step = Launch(tmp_path / "k.cu", "k", (1, 1, 1), (3, 1, 1), (Pointer("y"),),
+                  variables=tuple((one, value.tobytes()) for one, value in given.items()))  # fmt: skip
+    done = launch.run([step], {"y": np.zeros(3, np.float32)}, backend=backend(name), device=device)
+    assert done.arrays["y"].tolist() == [15, 25, 45]
+
+
 def test_an_overrun_by_one_element_is_found(vector, device):
     arrays = {"x": np.ones(33, np.float32), "y": np.ones(5, np.float32)}
     step = Launch(vector, "overrun", (1, 1, 1), (1, 1, 1), (Pointer("x"), np.int32(33)))

@@ -161,6 +161,24 @@ def test_a_plan_that_does_not_fit_is_told(gpu, broken, says):
         launch.run([broken], {"x": np.ones(4, np.float32)}, device=gpu.device)
 
 
+def test_a_variable_is_written_before_the_launch(gpu):
+    add = step("add_bonus", Pointer("x"), variables=(("bonus", np.float32(2.5).tobytes()),))
+    assert launch.run([add, add], {"x": np.ones(1, np.float32)}, device=gpu.device).arrays["x"].tolist() == [6]
+
+
+@pytest.mark.parametrize(
+    ("name", "size", "says"),
+    [
+        ("bonus", 8, "the variable bonus: expected 4 bytes, got 8"),
+        ("malus", 4, "the compiled source has no variable malus"),
+    ],
+)
+def test_a_variable_that_does_not_fit_is_told(gpu, name, size, says):
+    with pytest.raises(UsageError, match=says):
+        launch.run([step("add_bonus", Pointer("x"), variables=((name, bytes(size)),))], {"x": np.ones(1, np.float32)},
+                   device=gpu.device)  # fmt: skip
+
+
 def test_an_unknown_entry_point_is_told(gpu):
     with pytest.raises(LaunchFailed, match=r'cuModuleGetFunction\("gone"\) returned CUDA_ERROR_NOT_FOUND') as caught:
         launch.run([step("gone")], {}, device=gpu.device)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import shutil
+import subprocess
+
 import pytest
 
 from harness.cuda import symbols
@@ -39,3 +42,32 @@ def test_two_of_a_name_are_told():
 def test_what_is_no_cubin_holds_no_code(image, monkeypatch):
     monkeypatch.undo()
     assert symbols.machine_code(image) == {}
+    assert symbols.variables(image) == ()
+
+
+VARIABLES = b"""
+namespace settings { __constant__ float weights[3]; }
+__constant__ float scale;
+static __constant__ float hidden;
+namespace { __constant__ float nameless; }
+__device__ unsigned calls;
+__global__ void k(float* y) {
+    __shared__ float tile[4];
+    tile[threadIdx.x] = settings::weights[1] * scale * hidden * nameless;
+    y[atomicAdd(&calls, 1u)] = tile[0];
+}
+"""
+
+
+@pytest.mark.skipif(shutil.which("nvcc") is None, reason="needs nvcc")
+def test_variables_are_found_in_what_nvcc_makes(tmp_path):
+    (tmp_path / "k.cu").write_bytes(VARIABLES)
+    subprocess.run(["nvcc", "-cubin", "-arch=sm_80", "-o", "k.cubin", "k.cu"], cwd=tmp_path, check=True)
+    image = (tmp_path / "k.cubin").read_bytes()
+    there = symbols.variables(image)
+    assert len(there) == 5
+    for name in ("weights", "settings::weights", "scale", "hidden", "nameless", "calls"):
+        found = symbols.variable_of(image, name)
+        assert found in there
+        assert name.split("::")[-1] in found
+    assert symbols.variable_of(image, "tile") == "tile"  # as it is: the driver will say that there is none

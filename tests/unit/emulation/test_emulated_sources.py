@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -24,7 +25,8 @@ def step(source: Any, entry: str, grid: int, block: int, *arguments: Any, **more
 
 
 def run(launch: Launch, variables: dict[str, Any] | None = None, **arrays: Any) -> dict[str, Any]:
-    result = emulated.run([launch], arrays, checks="all", variables=variables)
+    given = tuple((name, value.tobytes()) for name, value in (variables or {}).items())
+    result = emulated.run([replace(launch, variables=given)], arrays, checks="all")
     assert result.findings == ()
     assert result.complete
     return result.arrays

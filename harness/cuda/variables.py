@@ -1,0 +1,71 @@
+"""Variables of a source in the GPU's memory, which the host fills before a launch: `__constant__` and `__device__` ones."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from tree_sitter import Node
+
+from harness.cuda.source import Entry, Source, below
+
+_INSIDE = {"compound_statement", "field_declaration_list"}  # of functions and classes
+
+
+@dataclass(frozen=True)
+class Variable:
+    """A variable outside of all functions and classes. `name` is without its namespaces, `type` that of an element."""
+
+    name: str
+    type: str
+    array: bool
+    pointer: bool
+    constant: bool  # __constant__: no kernel can write it
+    initialised: bool
+
+
+def variables(source: Source) -> tuple[Variable, ...]:
+    """Those that the file defines, in order; what it only declares (`extern`) is left out."""
+    return tuple(made for node in _declarations(source.tree.root_node) for made in _declared(source, node))
+
+
+def reached(source: Source, entry: Entry) -> set[str]:
+    """Every name in the kernel's code and in that of the functions of this file which it may call."""
+    functions = {function.name: function.node for function in source.functions}
+    names: set[str] = set()
+    waiting = [entry.function.node]
+    while waiting:
+        fresh = {source.of(at) for at in below(waiting.pop()) if at.type == "identifier"} - names
+        names |= fresh
+        waiting += [functions[name] for name in fresh if name in functions]
+    return names
+
+
+def _declarations(node: Node) -> Iterator[Node]:
+    for child in node.named_children:
+        if child.type == "declaration":
+            yield child
+        elif child.type not in _INSIDE:
+            yield from _declarations(child)
+
+
+def _declared(source: Source, node: Node) -> Iterator[Variable]:
+    words, kind = {source.of(child) for child in node.children}, node.child_by_field_name("type")
+    if kind is None or "extern" in words or not words & {"__constant__", "__device__"}:
+        return
+    for declarator in node.children_by_field_name("declarator"):
+        *around, name = _parts(declarator)
+        forms = {part.type for part in around}
+        if name.type == "identifier" and "function_declarator" not in forms:
+            yield Variable(
+                source.of(name), " ".join(source.of(kind).split()), "array_declarator" in forms,
+                "pointer_declarator" in forms, "__constant__" in words, "init_declarator" in forms,
+            )  # fmt: skip
+
+
+def _parts(declarator: Node) -> Iterator[Node]:
+    """From the outside to the name: neither the sizes of an array nor the value that it begins with."""
+    at: Node | None = declarator
+    while at is not None:
+        yield at
+        at = at.child_by_field_name("declarator")
