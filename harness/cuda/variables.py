@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -30,15 +32,27 @@ def variables(source: Source) -> tuple[Variable, ...]:
 
 
 def reached(source: Source, entry: Entry) -> set[str]:
-    """Every name in the kernel's code and in that of the functions of this file which it may call."""
-    functions = {function.name: function.node for function in source.functions}
+    """Every name in the kernel's code, and in that of the functions and macros of this file which stand in it."""
+    meanings: defaultdict[str, list[Node]] = defaultdict(list)
+    for function in source.functions:
+        meanings[function.name].append(function.node)
+    for at in below(source.tree.root_node):
+        if at.type in ("preproc_def", "preproc_function_def") and (name := at.child_by_field_name("name")) is not None:
+            meanings[source.of(name)].append(at)
     names: set[str] = set()
     waiting = [entry.function.node]
     while waiting:
-        fresh = {source.of(at) for at in below(waiting.pop()) if at.type == "identifier"} - names
+        fresh = {word for at in below(waiting.pop()) for word in _words(source, at)} - names
         names |= fresh
-        waiting += [functions[name] for name in fresh if name in functions]
+        waiting += [node for name in fresh for node in meanings[name]]
     return names
+
+
+def _words(source: Source, node: Node) -> list[str]:
+    """A name, or those in the text that a macro stands for, which is not taken apart."""
+    if node.type == "identifier":
+        return [source.of(node)]
+    return re.findall(r"[A-Za-z_]\w*", source.of(node)) if node.type == "preproc_arg" else []
 
 
 def _declarations(node: Node) -> Iterator[Node]:

@@ -64,6 +64,7 @@ def test_a_vector_wants_its_numbers(values):
 
 FILTER = cuda_source.parse(b"""\
 #define TAPS 3
+#define ANOTHER(i) (of_another + (i))
 using real = float;
 __constant__ real weights[TAPS];
 namespace settings { __constant__ float4 range; __constant__ real gain{2.f}; }
@@ -73,9 +74,10 @@ static __device__ unsigned calls, seen[2][4] = {};
 extern __constant__ int elsewhere;
 __device__ float* tap(const float* x, int i);
 __device__ float tap(int i) { return weights[i]; }
+__device__ float tap(float x) { return x; }
 struct Member { static __device__ int inside; };
 __global__ void k(float* x, int n) { x[n] = tap(n) * settings::range.x + *where; }
-__global__ void other(float* x) { __shared__ int tile; x[0] = of_another; }
+__global__ void other(float* x) { __shared__ int tile; x[0] = ANOTHER(1); }
 """)
 
 
