@@ -351,7 +351,7 @@ def _tell_of_features(made: Unit, run: ToolRun) -> None:
             raise BuildFailed(f"{place}: {word}: {what}: not emulated", hint=TWIN)
 
 
-_RUNTIME = ("runtime", "checks", "locals")
+_RUNTIME = ("runtime", "checks", "locals", "copies")
 
 
 def _runtime(flavour: Flavour) -> Path:

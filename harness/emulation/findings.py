@@ -189,6 +189,13 @@ def _race(c: _Context) -> tuple[str, str]:
     )
 
 
+def _copying(c: _Context) -> tuple[str, str]:
+    return "Race", (
+        f"Race reported between Read access by thread {c.thread('thread')} in {c.place} and a copy in the background by "
+        f"thread {c.thread('other_thread')} in {c.other}, {c.where()}: it has not been waited for"
+    )
+
+
 def _guard(c: _Context) -> tuple[str, str]:
     return "Invalid __global__ write", (
         f"Invalid __global__ write {c.where()}, found after the launch; run it with the check `memory` to learn where"
@@ -238,6 +245,7 @@ _WORDS: dict[str, Callable[[_Context], tuple[str, str]]] = {
     "access": _invalid,
     "uninitialised": _uninitialised,
     "race": _race,
+    "copying": _copying,
     "guard": _guard,
     "barrier-exited": _exited,
     "barrier-places": _places,

@@ -1,52 +1,24 @@
 // What the instructions behind tiles.cuh do, written out for the CPU; the twin of tiles_ptx.cuh.
 //
-// Copies in the background happen when they are waited for and no sooner, so that a missing wait is seen. Matrix
-// operands are read through the same offsets and swizzles as the hardware reads them.
+// Matrix operands are read through the same offsets and swizzles as the hardware reads them.
 #pragma once
 
 #include <cmath>
 #include <cstdint>
 #include <cstdio>
 #include <cstdlib>
-#include <deque>
-#include <vector>
 
 namespace tiles {
 
-struct Copy {
-    void* target;
-    const void* source;
-    bool valid;
-};
-
-struct Copies {
-    std::vector<Copy> open;  // not committed yet
-    std::deque<std::vector<Copy>> groups;
-};
-
-inline Copies& copies_of_thread() {
-    static Copies threads[1024];  // a process runs one block at a time
-    return threads[threadIdx.x + blockDim.x * (threadIdx.y + blockDim.y * threadIdx.z)];
-}
-
 __device__ inline void copy_async(void* target, const void* source, bool valid = true) {
-    copies_of_thread().open.push_back({target, source, valid});
+    probe_emulation::copy_later(target, source, 16, valid ? 16 : 0);
 }
 
-__device__ inline void commit_copies() {
-    Copies& copies = copies_of_thread();
-    copies.groups.push_back(std::move(copies.open));
-    copies.open.clear();
-}
+__device__ inline void commit_copies() { probe_emulation::commit_copies(); }
 
 template <int PENDING>
 __device__ inline void wait_copies() {
-    Copies& copies = copies_of_thread();
-    while (copies.groups.size() > PENDING) {
-        for (const Copy& c : copies.groups.front())
-            *static_cast<uint4*>(c.target) = c.valid ? *static_cast<const uint4*>(c.source) : make_uint4(0, 0, 0, 0);
-        copies.groups.pop_front();
-    }
+    probe_emulation::wait_for_copies(PENDING);
 }
 
 __device__ inline float exp2_fast(float x) {

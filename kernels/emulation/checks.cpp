@@ -88,6 +88,10 @@ Cell* shared_cells;
 std::uint32_t* shared_written;  // the serial of the block that wrote a byte
 enum Valid : unsigned char { nothing, variable, guard };
 Valid* shared_valid;            // what lies at a byte
+struct Copying {
+    std::uint32_t pc, who;      // a copy in the background that the thread has not waited for; pc 0: none
+};
+Copying* shared_copying;
 std::vector<Cell*> global_cells;
 
 template <class T>
@@ -102,6 +106,7 @@ void make_shadows() {
     shared_cells = shadow<Cell>(bytes);
     shared_written = shadow<std::uint32_t>(bytes);
     shared_valid = shadow<Valid>(bytes);
+    shared_copying = shadow<Copying>(bytes);
     for (const Region& region : machine.statics) memset(shared_valid + region.begin, region.guard ? guard : variable, region.bytes);
     if (machine.checks.grid)
         for (const Buffer& buffer : machine.buffers) global_cells.push_back(shadow<Cell>(buffer.end - buffer.begin));
@@ -131,7 +136,19 @@ void note(Cell& cell, const At& at, const Thread& thread) {
     cell.read = access;
 }
 
+// A read that a copy in the background may come before or after, whatever barrier stands between: its thread has not waited.
+bool overtakes_copy(const At& at, std::uintptr_t offset) {
+    for (unsigned i = 0; at.reads && i < at.size; ++i)
+        if (const Copying& copying = shared_copying[offset + i]; copying.pc) {
+            report({.kind = "copying", .pc = at.pc, .other_pc = copying.pc, .address = at.address, .size = at.size, .write = 0,
+                    .space = "shared", .offset = (long)(offset + i), .other_thread = (int)copying.who});
+            return true;
+        }
+    return false;
+}
+
 void race_shared(const At& at, std::uintptr_t offset) {
+    if (overtakes_copy(at, offset)) return;
     const Thread& thread = *machine.current;
     for (unsigned i = 0; i < at.size; ++i) {
         const Cell& cell = shared_cells[offset + i];
@@ -181,6 +198,13 @@ void shared_access(const At& at) {
     if (!fits) return;
     if (machine.checks.init) init_shared(at, offset);
     if (machine.checks.race) race_shared(at, offset);
+}
+
+bool mark_copy(const At& at, Copying copying) {  // false outside of shared memory
+    const std::uintptr_t offset = at.address - machine.locals;
+    if (offset + at.size > machine.locals_end - machine.locals || offset + at.size < offset) return false;
+    std::fill_n(shared_copying + offset, at.size, copying);
+    return true;
 }
 
 // ---- global memory ------------------------------------------------------------------------------------------------
@@ -365,6 +389,25 @@ void acquires(Thread& thread, int meeting) {
     columns(thread, first, last);
     join(clock_of(thread), meetings[(std::size_t)meeting].clock, first, last);
     thread.fenced = false;
+}
+
+// The bytes may be written at any time from now on to the end of the wait: a race with either end is one.
+void copy_begins(const void* to, unsigned bytes, const void* from, unsigned given, Pc pc) {
+    if (!shared_cells) return;
+    if (given) look({(std::uintptr_t)from, given, false, false, false, pc});
+    const At at{(std::uintptr_t)to, bytes, true, false, false, pc};
+    look(at);
+    mark_copy(at, {(std::uint32_t)pc, machine.current->rank});
+}
+
+void copy_ends(const void* to, unsigned bytes, Pc pc) {
+    if (!shared_cells) return;
+    const At at{(std::uintptr_t)to, bytes, true, false, false, pc};
+    if (mark_copy(at, {}) && machine.checks.race) race_shared(at, at.address - machine.locals);
+}
+
+void copy_is_forgotten(const void* to, unsigned bytes) {
+    if (shared_cells) mark_copy({(std::uintptr_t)to, bytes, true, false, false, 0}, {});
 }
 
 void ends(int meeting) { meetings[(std::size_t)meeting].open = false; }

@@ -162,15 +162,17 @@ PROBE_INLINE T exclusive_scan(const Group& group, T value, Op op = Op()) {
     return group.thread_rank() ? before : T();
 }
 
-// Copies are made at once, by each thread of the group what lies at its rank.
+// Each thread of the group copies what lies at its rank; a call is a group of copies.
 template <class Group, class T, class Bytes>
 PROBE_INLINE void memcpy_async(const Group& group, T* to, const T* from, const Bytes& size) {
     const std::size_t bytes = size;
     for (std::size_t at = 16u * group.thread_rank(); at < bytes; at += 16u * group.size())
-        probe_emulation::copy((char*)to + at, (const char*)from + at, std::min<std::size_t>(16, bytes - at));
+        probe_emulation::copy_later((char*)to + at, (const char*)from + at, (unsigned)std::min<std::size_t>(16, bytes - at),
+                                    (unsigned)std::min<std::size_t>(16, bytes - at));
+    probe_emulation::commit_copies();
 }
-template <class Group> PROBE_INLINE void wait(const Group& group) { group.sync(); }
-template <unsigned Stages, class Group> PROBE_INLINE void wait_prior(const Group& group) { group.sync(); }
+template <class Group> PROBE_INLINE void wait(const Group& group) { probe_emulation::wait_for_copies(0), group.sync(); }
+template <unsigned Stages, class Group> PROBE_INLINE void wait_prior(const Group& group) { probe_emulation::wait_for_copies(Stages), group.sync(); }
 template <class Group> PROBE_INLINE void sync(const Group& group) { group.sync(); }
 
 }  // namespace cooperative_groups

@@ -95,6 +95,7 @@ void look(const At& at);            // checks.cpp: every access of a kernel
 void look_local(const At& at);      // locals.cpp: one to a stack
 void look_variable(const At& at);   // locals.cpp: one to the program's own data
 void misaligned(const At& at);      // checks.cpp
+void forget_copies();               // copies.cpp: as a block begins
 void shadow_stacks(std::uintptr_t begin, std::uintptr_t end);
 
 // Told to the checks by the scheduler.
@@ -105,6 +106,9 @@ void releases(Thread& thread, int meeting);  // thread arrives at a meeting of a
 void acquires(Thread& thread, int meeting);
 void ends(int meeting);
 int new_meeting();
+void copy_begins(const void* to, unsigned bytes, const void* from, unsigned given, Pc pc);
+void copy_ends(const void* to, unsigned bytes, Pc pc);
+void copy_is_forgotten(const void* to, unsigned bytes);
 }  // namespace told
 
 }  // namespace probe_emulation

@@ -86,16 +86,14 @@ template <class T, class D, class V> PROBE_INLINE void cvta_shared_(D& d, const 
 template <class T, class D, class V> PROBE_INLINE void cvta_to_(D& d, const V& address) { d = (D)address; }
 template <class T, class D, class V> PROBE_INLINE void cvta_(D& d, const V& address) { d = (D)address; }
 
-// The copies that go on in the background are made at once.
 PROBE_INLINE void cp_async_(unsigned char* to, const unsigned char* from, int bytes, int given) {
     require_alignment(to, (unsigned)bytes), require_alignment(from, (unsigned)bytes);
-    copy(to, from, (std::size_t)given);
-    if (given < bytes) fill(to + given, 0, (std::size_t)(bytes - given));
+    copy_later(to, from, (unsigned)bytes, (unsigned)given);
 }
 PROBE_INLINE void cp_async_(unsigned char* to, const unsigned char* from, int bytes) { cp_async_(to, from, bytes, bytes); }
-PROBE_INLINE void cp_async_commit_group_() {}
-PROBE_INLINE void cp_async_wait_group_(int) {}
-PROBE_INLINE void cp_async_wait_all_() {}
+PROBE_INLINE void cp_async_commit_group_() { commit_copies(); }
+PROBE_INLINE void cp_async_wait_group_(int prior) { wait_for_copies((std::size_t)prior); }
+PROBE_INLINE void cp_async_wait_all_() { wait_for_all_copies(); }
 
 // ---- meeting
 

@@ -593,6 +593,7 @@ void prepare_block() {
     // What shared memory holds at the start is undefined: not-a-number in every floating type.
     for (const Region& region : machine.statics) memset((void*)(machine.locals + region.begin), 0xff, region.bytes);
     memset((void*)machine.dynamic, 0xff, machine.dynamic_bytes);
+    forget_copies();
     told::block_begins();
 }
 

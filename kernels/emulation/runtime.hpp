@@ -23,6 +23,7 @@ extern dim3 blockDim, gridDim;
 namespace probe_emulation {
 
 constexpr unsigned warp_size = 32;
+constexpr unsigned largest_copy = 16;    // bytes that one cp.async brings
 constexpr unsigned largest_value = 128;  // bytes that one lane can hand over in an exchange
 
 enum class Reduction { none, count, all, any };
@@ -49,6 +50,10 @@ void bad_shuffle(unsigned source);
 void touch(const void* address, std::size_t size, bool write);  // what the compiler does not see as an access
 void atomic_access(const void* address, unsigned size, bool reads = true);
 void copy_unseen(void* to, const void* from, unsigned size);  // by no access of the kernel's: the part of an atomic function
+void copy_later(void* to, const void* from, unsigned bytes, unsigned given);  // cp.async: behind `given` bytes come zeros
+void commit_copies();                      // those since the last commit are a group
+void wait_for_copies(std::size_t prior);   // for all groups but the last so many
+void wait_for_all_copies();
 void fence();
 void require_alignment(const void* address, unsigned bytes);
 void bad_leading_dimension(unsigned bytes);       // of a matrix that wmma loads or stores

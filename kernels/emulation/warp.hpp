@@ -186,10 +186,11 @@ PROBE_INLINE void __nanosleep(unsigned) { probe_emulation::yield(); }
 PROBE_INLINE void __trap() { probe_emulation::trap(); }
 PROBE_INLINE void __brkpt() { probe_emulation::trap(); }
 
-// Copies to shared memory that the GPU makes in the background are made at once.
 PROBE_INLINE void __pipeline_memcpy_async(void* to, const void* from, std::size_t bytes, std::size_t zeros = 0) {
-    probe_emulation::copy(to, from, bytes - zeros);
-    probe_emulation::fill((char*)to + (bytes - zeros), 0, zeros);
+    if (bytes != 4 && bytes != 8 && bytes != 16)
+        probe_emulation::fail_assertion("4, 8 or 16 bytes", "__pipeline_memcpy_async", 0);
+    probe_emulation::require_alignment(to, (unsigned)bytes), probe_emulation::require_alignment(from, (unsigned)bytes);
+    probe_emulation::copy_later(to, from, (unsigned)bytes, (unsigned)(bytes - zeros));
 }
-PROBE_INLINE void __pipeline_commit() {}
-PROBE_INLINE void __pipeline_wait_prior(std::size_t) {}
+PROBE_INLINE void __pipeline_commit() { probe_emulation::commit_copies(); }
+PROBE_INLINE void __pipeline_wait_prior(std::size_t prior) { probe_emulation::wait_for_copies(prior); }
