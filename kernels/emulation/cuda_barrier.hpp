@@ -1,4 +1,4 @@
-// cuda::barrier, and cuda::memcpy_async, whose copies are made at once.
+// cuda::barrier, and cuda::memcpy_async, whose copies arrive with their thread at the barrier, or as its pipeline waits.
 #pragma once
 
 #include "cuda_atomic.hpp"
@@ -22,6 +22,7 @@ public:
     barrier(::std::ptrdiff_t count) : expected((unsigned)count), arrived(0), phase(0) {}
 
     PROBE_INLINE arrival_token arrive(::std::ptrdiff_t by = 1) {
+        probe_emulation::wait_for_all_copies();
         probe_emulation::fence();
         const unsigned now = probe_emulation::atomically(&phase, [](unsigned old) { return old; });
         if (atomicAdd(&arrived, (unsigned)by) + (unsigned)by == atomicAdd(&expected, 0u)) {
@@ -36,6 +37,7 @@ public:
     }
     PROBE_INLINE void arrive_and_wait() { wait(arrive()); }
     PROBE_INLINE void arrive_and_drop() {
+        probe_emulation::wait_for_all_copies();
         atomicSub(&expected, 1u);
         if (atomicAdd(&arrived, 0u) == atomicAdd(&expected, 0u)) atomicExch(&arrived, 0u), atomicAdd(&phase, 1u);
     }
@@ -43,21 +45,23 @@ public:
 };
 
 namespace probe {
-// Each thread of the group copies what lies at its rank.
-template <class Group>
-PROBE_INLINE void copy_together(const Group& group, void* to, const void* from, ::std::size_t bytes) {
-    for (::std::size_t at = 16u * group.thread_rank(); at < bytes; at += 16u * group.size())
-        probe_emulation::copy((char*)to + at, (const char*)from + at, ::std::min<::std::size_t>(16, bytes - at));
+// Every `count`th piece of what is copied, from number `first` on.
+PROBE_INLINE void copy_pieces(void* to, const void* from, ::std::size_t bytes, unsigned first, unsigned count) {
+    using probe_emulation::largest_copy;
+    for (::std::size_t at = largest_copy * first; at < bytes; at += largest_copy * count) {
+        const unsigned size = (unsigned)::std::min<::std::size_t>(largest_copy, bytes - at);
+        probe_emulation::copy_later((char*)to + at, (const char*)from + at, size, size);
+    }
 }
 }  // namespace probe
 
 template <class Group, class Sync>
 PROBE_INLINE void memcpy_async(const Group& group, void* to, const void* from, ::std::size_t bytes, Sync&) {
-    probe::copy_together(group, to, from, bytes);
+    probe::copy_pieces(to, from, bytes, (unsigned)group.thread_rank(), (unsigned)group.size());
 }
 template <class Sync>
 PROBE_INLINE void memcpy_async(void* to, const void* from, ::std::size_t bytes, Sync&) {
-    probe_emulation::copy(to, from, bytes);
+    probe::copy_pieces(to, from, bytes, 0, 1);
 }
 
 }  // namespace cuda

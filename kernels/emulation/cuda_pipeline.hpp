@@ -17,8 +17,9 @@ class pipeline {
 
 public:
     void producer_acquire() {}
-    void producer_commit() {}
-    PROBE_INLINE void consumer_wait() { meet(); }     // all have committed
+    PROBE_INLINE void producer_commit() { probe_emulation::commit_copies(); }
+    PROBE_INLINE void wait_prior(::std::size_t prior) { probe_emulation::wait_for_copies(prior), meet(); }
+    PROBE_INLINE void consumer_wait() { wait_prior(0); }  // all have committed; of stages after it no more is asked
     PROBE_INLINE void consumer_release() { meet(); }  // all have read
     void quit() {}
 };
@@ -30,6 +31,6 @@ PROBE_INLINE pipeline<Scope> make_pipeline(const Group&, pipeline_shared_state<S
     probe_emulation::refuse("a cuda::pipeline whose threads produce or consume is not emulated");
 }
 template <::std::uint8_t Prior, thread_scope Scope>
-PROBE_INLINE void pipeline_consumer_wait_prior(pipeline<Scope>& pipe) { pipe.consumer_wait(); }
+PROBE_INLINE void pipeline_consumer_wait_prior(pipeline<Scope>& pipe) { pipe.wait_prior(Prior); }
 
 }  // namespace cuda

@@ -1,6 +1,8 @@
 // Copies in the background: waited for, not waited for, and waited for by the wrong thread or at the wrong moment.
 #include <cooperative_groups.h>
 #include <cooperative_groups/memcpy_async.h>
+#include <cuda/barrier>
+#include <cuda/pipeline>
 #include <cuda_pipeline.h>
 
 namespace cg = cooperative_groups;
@@ -81,4 +83,31 @@ extern "C" __global__ void by_group(const float* x, float* y, int waits) {
     if (waits) cg::wait(block);
     else block.sync();
     for (int i = threadIdx.x; i < 128; i += blockDim.x) y[i] = tile[127 - i];  // <- of the group
+}
+
+extern "C" __global__ void by_barrier(const float* x, float* y, int waits) {
+    __shared__ cuda::barrier<cuda::thread_scope_block> meet;
+    __shared__ float tile[128];
+    const auto block = cg::this_thread_block();
+    if (threadIdx.x == 0) init(&meet, blockDim.x);
+    __syncthreads();
+    cuda::memcpy_async(block, tile, x, sizeof tile, meet);
+    if (waits) meet.arrive_and_wait();
+    else __syncthreads();
+    for (int i = threadIdx.x; i < 128; i += blockDim.x) y[i] = tile[127 - i];  // <- of the barrier
+}
+
+extern "C" __global__ void by_stages(const float* x, float* y, int waits) {
+    __shared__ float tile[2][4];
+    auto pipe = cuda::make_pipeline();
+    if (threadIdx.x) return;
+    for (int i = 0; i < 2; ++i) {
+        pipe.producer_acquire();
+        cuda::memcpy_async(tile[i], x + 4 * i, cuda::aligned_size_t<16>(16), pipe);
+        pipe.producer_commit();
+    }
+    cuda::pipeline_consumer_wait_prior<1>(pipe);
+    for (int i = 0; i < 4; ++i) y[i] = tile[0][i];
+    if (waits) cuda::pipeline_consumer_wait_prior<0>(pipe);
+    for (int i = 0; i < 4; ++i) y[4 + i] = tile[1][i];  // <- of the pipeline
 }

@@ -35,6 +35,7 @@ SECOND = np.where(np.arange(128) % 4 < 2, X[128:], 0).tolist()
     [
         ("rows<1>", (8,), SUMS), ("rows<0>", (8,), SUMS), ("zeros_behind", (), ZEROS),
         ("by_pipeline", (0,), X[:128].tolist() + SECOND), ("by_group", (1,), X[127::-1].tolist()),
+        ("by_barrier", (1,), X[127::-1].tolist()), ("by_stages", (1,), X[:8].tolist()),
     ],
 )  # fmt: skip
 @pytest.mark.parametrize("checks", ["none", "all"])
@@ -48,7 +49,8 @@ def test_what_was_waited_for_is_there(entry, numbers, wanted, checks):
     "entry, numbers, block, comment",
     [
         ("rows<2>", (8,), 32, "row"), ("no_wait", (), 32, "no wait"), ("by_pipeline", (1,), 32, "the second"),
-        ("by_group", (0,), 32, "of the group"),
+        ("by_group", (0,), 32, "of the group"), ("by_barrier", (0,), 32, "of the barrier"),
+        ("by_stages", (0,), 32, "of the pipeline"),
     ],
 )  # fmt: skip
 def test_what_was_not_waited_for_is_told_and_not_there(entry, numbers, block, comment):
