@@ -82,6 +82,13 @@ def number(value: Any) -> Any:
     return NOT_FINITE.get(value, value) if isinstance(value, str) else value
 
 
+def restored(value: Any) -> Any:
+    """All that `to_json` wrote, read back: every number in it as it was."""
+    if isinstance(value, Mapping):
+        return {key: restored(item) for key, item in value.items()}
+    return [restored(item) for item in value] if isinstance(value, list) else number(value)
+
+
 class Session:
     """The folder of one run: manifest.json, raw/, steps.jsonl, result.json, report.html.
 

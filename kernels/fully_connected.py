@@ -21,8 +21,8 @@ Activation = Literal["none", "tanh", "erf"]
 ACTIVATIONS: tuple[Activation, ...] = ("none", "tanh", "erf")  # the kernel's numbers
 
 
-# With a fused GELU, cuBLASLt computes in the precision of the result from the sums on (measured on an H100). Of float32 it
-# the error is that of a tanh of 11 bits (seen on an H200), which is why we do not let it.
+# With a fused GELU, cuBLASLt computes in the precision of the result from the sums on (measured on an H100). In float32 its
+# error is that of a tanh of 11 bits (seen on an H200), which is why it does not compute that one.
 FUSED_ROUNDINGS = {"float16": 4, "bfloat16": 4}
 
 

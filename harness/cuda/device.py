@@ -6,7 +6,7 @@ import contextlib
 import functools
 import weakref
 from collections.abc import Callable, Iterator
-from ctypes import byref, c_float, c_size_t, c_uint64, c_void_p
+from ctypes import byref, c_float, c_size_t, c_void_p
 from dataclasses import asdict, dataclass
 from types import ModuleType
 from typing import Any
@@ -192,16 +192,16 @@ class Module:
 
         Raises UsageError without such a variable, or for another number of bytes than it has.
         """
-        address, size = c_uint64(), c_size_t()
-        symbol = variable_of(self.image, name).encode()
-        if self.device.driver.try_call("cuModuleGetGlobal_v2", byref(address), byref(size), self.handle, symbol):
+        found = self.device.driver.variable(self.handle, variable_of(self.image, name))
+        if found is None:
             raise UsageError(
                 f"the compiled source has no variable {name}",
                 hint="a compiler leaves out what no kernel reads: then it needs no value",
             )
-        if size.value != len(content):
-            raise UsageError(f"the variable {name}: expected {size.value} bytes, got {len(content)}")
-        self.device.write(address.value, np.frombuffer(content, np.uint8))
+        address, size = found
+        if size != len(content):
+            raise UsageError(f"the variable {name}: expected {size} bytes, got {len(content)}")
+        self.device.write(address, np.frombuffer(content, np.uint8))
 
     def _allow(self, function: int, entry: str, static: int, dynamic: int) -> None:
         most = self.device.facts.shared_bytes_per_block

@@ -157,6 +157,13 @@ class Driver:
 
         return call
 
+    def variable(self, module: int, symbol: str) -> tuple[int, int] | None:
+        """Address and bytes of a variable of a loaded module, by the linker's name; None if it has none such."""
+        address, size = c_uint64(), c_size_t()
+        if self.try_call("cuModuleGetGlobal_v2", byref(address), byref(size), module, symbol.encode()):
+            return None
+        return address.value, size.value
+
     def try_call(self, name: str, *arguments: Any) -> int:
         """Call a function whose failure changes nothing (freeing after the context was lost); its status."""
         status = (self.function(name))(*arguments)

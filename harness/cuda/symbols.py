@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
 from struct import iter_unpack, unpack_from
+from typing import NamedTuple
 
 from harness.errors import UsageError
 
@@ -16,35 +16,37 @@ _PART = re.compile(r"(\d+)(?=[A-Za-z_])")
 
 def machine_code(image: bytes) -> dict[str, bytes]:
     """The code of each section that holds some, by the kernel's name as the linker sees it; nothing for what is no ELF."""
-    found = {}
-    headers = _sections(image)
-    for name, _, _, _, offset, length, _ in headers:
-        title = _text(image, headers[unpack_from("<H", image, 62)[0]][4] + name)
-        if title.startswith(_CODE):
-            found[title.removeprefix(_CODE)] = image[offset : offset + length]
-    return found
+    return {one.name.removeprefix(_CODE): one.of(image) for one in _sections(image) if one.name.startswith(_CODE)}
 
 
 def variables(image: bytes) -> tuple[str, ...]:
     """The linker's names of the variables in a GPU's memory; nothing for what is no ELF."""
-    return tuple(_variables(image))
+    sections = _sections(image)
+    return tuple(
+        _text(image, sections[one.link].offset + name)
+        for one in sections if one.kind == _SYMBOLS
+        for name, info, _, _, _, size in iter_unpack("<IBBHQQ", one.of(image)) if info & 15 == _OBJECT and size
+    )  # fmt: skip
 
 
-def _variables(image: bytes) -> Iterator[str]:
-    headers = _sections(image)
-    for _, kind, _, _, offset, length, link in headers:
-        if kind == _SYMBOLS:
-            for name, info, _, _, _, size in iter_unpack("<IBBHQQ", image[offset : offset + length]):
-                if info & 15 == _OBJECT and size:
-                    yield _text(image, headers[link][4] + name)
+class _Section(NamedTuple):
+    name: str
+    kind: int
+    offset: int
+    size: int
+    link: int  # the section that belongs to it: a table's texts
+
+    def of(self, image: bytes) -> bytes:
+        return image[self.offset : self.offset + self.size]
 
 
-def _sections(image: bytes) -> list[tuple[int, ...]]:
-    """The header of each: where its name is, type, flags, address, offset, bytes, the section that belongs to it."""
+def _sections(image: bytes) -> list[_Section]:
     if not image.startswith(_ELF):
         return []
-    (table,), (size, count) = unpack_from("<Q", image, 40), unpack_from("<HH", image, 58)
-    return [unpack_from("<IIQQQQI", image, table + size * number) for number in range(count)]
+    (table,), (size, count, names) = unpack_from("<Q", image, 40), unpack_from("<HHH", image, 58)
+    headers = [unpack_from("<IIQQQQI", image, table + size * number) for number in range(count)]
+    return [_Section(_text(image, headers[names][4] + name), kind, offset, length, link)
+            for name, kind, _, _, offset, length, link in headers]  # fmt: skip
 
 
 def _text(image: bytes, at: int) -> str:

@@ -168,19 +168,17 @@ class GpuLog:
             found = module.get_global(SYMBOL)  # CuPy: a pointer object; PyCUDA: (address, size)
             return int(found[0] if isinstance(found, tuple) else found.ptr)
         handle = module.handle if isinstance(module, Module) else int(module)
-        address, size = ctypes.c_uint64(), ctypes.c_size_t()
-        status = self.device.driver.try_call(
-            "cuModuleGetGlobal_v2", ctypes.byref(address), ctypes.byref(size), handle, SYMBOL.encode()
-        )
-        if status:
+        known = self.device.driver.variable(handle, SYMBOL)
+        if known is None:
             raise UsageError(f"the module has no {SYMBOL}: it logs nothing", hint=compiling())
-        if size.value != LOG.itemsize:
+        address, size = known
+        if size != LOG.itemsize:
             raise UsageError(
-                f"the module's {SYMBOL} has {size.value} bytes, expected {LOG.itemsize}: it was compiled with another "
+                f"the module's {SYMBOL} has {size} bytes, expected {LOG.itemsize}: it was compiled with another "
                 "version of device_log.cuh",
                 hint=compiling(),
             )
-        return address.value
+        return address
 
 
 def compiling() -> str:

@@ -24,7 +24,7 @@ def default_root() -> Path:
     return (Path(base) if Path(base).is_absolute() else Path.home() / ".cache") / "probe" / "engines"
 
 
-def digest(*parts: str | bytes | Path) -> str:
+def digest(*parts: str | bytes | memoryview | Path) -> str:
     """One hash of texts, bytes and the contents of files, in this order."""
     made = hashlib.sha256()
     for part in parts:

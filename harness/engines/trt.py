@@ -354,10 +354,8 @@ def _constrain(
         for index in outputs:
             layer.set_output_type(index, dtype)
         count += 1
-    met = {
-        *makers.values(),
-        *(name for fact in facts for name in (fact.name, *fact.nodes)),
-    }  # a node may be folded away
+    met = set(makers.values())  # a node may have left no layer: folded into a constant
+    met |= {name for fact in facts for name in (fact.name, *fact.nodes)}
     if missed := sorted(set(precisions) - met):
         raise UsageError(f"layer precision: the network has no layer or ONNX node {missed[0]!r}")
     config.set_flag(trt.BuilderFlag.OBEY_PRECISION_CONSTRAINTS)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import time
 import zipfile
@@ -20,9 +19,10 @@ from harness.bert import weights as bert_weights
 from harness.bert.model import BertConfig
 from harness.cuda import device as gpu
 from harness.cuda.device import Device
+from harness.engines.cache import digest
 from harness.errors import EXIT_CLEAN, EXIT_DEFECT, EXIT_INTERRUPTED, EXIT_UNDECIDED, ProbeError, UsageError
 from harness.models.precision import Precision
-from harness.record import Session, number, to_json
+from harness.record import Session, restored, to_json
 from kernels.attention import uniform_lengths
 from probes.bisecting import running as bisecting
 from probes.bisecting.settings import Settings as BisectSettings
@@ -174,12 +174,11 @@ class _Given:
     @property
     def sha256(self) -> str:
         """Of weights, inputs and samples."""
-        made = hashlib.sha256(repr(self.config).encode())
+        parts: list[str | memoryview] = [repr(self.config)]
         for arrays in (self.weights, self.feeds, self.samples or {}):
-            for name in sorted(arrays):
-                made.update(name.encode())
-                made.update(np.ascontiguousarray(arrays[name]).data)
-        return made.hexdigest()
+            for name, array in sorted(arrays.items()):
+                parts += [name, np.ascontiguousarray(array).data]
+        return digest(*parts)
 
 
 def _given(settings: Settings) -> _Given:
@@ -212,13 +211,6 @@ def _run(settings: Settings, given: _Given, session: Session, tell: Tell) -> Lad
     document = _document(settings, job, rows, time.monotonic() - began)
     document |= {"bisect": blamed, "interrupted": interrupted}
     return _finish(document, session, EXIT_INTERRUPTED if interrupted else _exit_code(rows), tell)
-
-
-def restored(value: Any) -> Any:
-    """What was written with `to_json`, its numbers as they were."""
-    if isinstance(value, Mapping):
-        return {key: restored(item) for key, item in value.items()}
-    return [restored(item) for item in value] if isinstance(value, list) else number(value)
 
 
 def _finish(document: dict[str, Any], session: Session, exit_code: int, tell: Tell) -> Laddered:

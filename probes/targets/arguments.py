@@ -157,16 +157,16 @@ def bind(wanted: tuple[Parameter, ...], given: Mapping[str, Any]) -> Inputs:
 
 
 def _check_names(wanted: tuple[Parameter, ...], given: Mapping[str, Any]) -> None:
-    names = {what: [one.name for one in wanted if one.variable == variable]
-             for what, variable in (("parameters", False), ("variables", True))}  # fmt: skip
-    there = "; ".join(
-        f"the {what} are {', '.join(some) or 'none'}" for what, some in names.items() if some or what[0] == "p"
-    )
+    parameters = [one.name for one in wanted if not one.variable]
+    variables = [one.name for one in wanted if one.variable]
+    there = f"the parameters are {', '.join(parameters) or 'none'}"
+    if variables:
+        there += f"; the variables are {', '.join(variables)}"
     if missing := [one for one in wanted if one.name not in given and not one.optional]:
         example = "{shape: [4, 128], fill: random}" if missing[0].pointer else "1"
         raise UsageError(f"no value for {', '.join(one.name for one in missing)}: {there}",
                          hint=f"{missing[0].name}: {example} in --args FILE.yaml")  # fmt: skip
-    if unknown := [name for name in given if not any(name in some for some in names.values())]:
+    if unknown := [name for name in given if name not in {*parameters, *variables}]:
         raise UsageError(f"the kernel has no parameter {', '.join(unknown)}: {there}")
 
 
@@ -195,7 +195,9 @@ def read(path: Path) -> dict[str, Any]:
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ParseError(path, "content", "arguments, .npz or YAML", str(error).splitlines()[0]) from error
     if not isinstance(content, dict):
-        raise ParseError(path, "content", "a mapping of parameter names to values", type(content).__name__)
+        got = "nothing" if content is None else type(content).__name__
+        raise ParseError(path, "content", "a mapping of names to values", got,
+                         hint="a line for each parameter: `x: {shape: [4, 128], fill: random}`, `n: 100`")  # fmt: skip
     return {str(name): value for name, value in content.items()}
 
 

@@ -217,7 +217,8 @@ def _check_size(path: Path, head: bytes, size: int) -> None:
     page = 65536 if page == 1 else max(page, 1)
     pages = int.from_bytes(head[28:32], "big") if head[24:28] == head[92:96] else 1  # counted if the stamps agree
     if size % page or size < pages * page:
-        raise ParseError(path, "size", f"{pages} whole pages of {page} bytes", f"{size} bytes: the file was cut short")
+        raise ParseError(path, "size", f"{pages} whole pages of {page} bytes", f"{size} bytes: the file was cut short",
+                         hint="export or copy it again")  # fmt: skip
 
 
 def _tables(connection: sqlite3.Connection) -> Iterator[tuple[str, Table]]:

@@ -367,7 +367,8 @@ def test_what_is_no_kernel_is_refused(place, capsys, name, content, says):
         (ARGUMENTS.replace("n: 8", "n: 2.5"), "n: expected int, got 2.5"),
         (ARGUMENTS.replace("fill: arange", "fill: sand"), "x: fill: expected a number or one of"),
         (ARGUMENTS.replace("shape: 8,", "shape: eight,"), "x: shape: expected whole numbers"),
-        ("- 1\n", "a mapping of parameter names to values"),
+        ("- 1\n", "a mapping of names to values, got list"),
+        ("", "a mapping of names to values, got nothing"),
         ("x: [\n", "arguments, .npz or YAML"),
     ],
 )
