@@ -59,9 +59,8 @@ PRINTED = KERNEL % 'printf("%f\\n", value);'
 PLAIN = KERNEL % ""
 BIG_FIFO = 1 << 30
 THREADS = 256
-MOST_PRINTED = (
-    100_000  # lines of printf: each takes tens of microseconds (a million had not ended after 80 s on an H200)
-)
+# Lines of printf: each takes tens of microseconds (a million had not ended after 80 s on an H200).
+MOST_PRINTED = 100_000
 
 
 @dataclass

@@ -6,7 +6,8 @@ time that this process measured by itself is held against the kernels of each in
 
 The bare loop makes the same library calls on the same buffers: copy in, execute, copy out, wait. The harness's loop adds
 a range around each inference and the events and clocks that time it; making room for the times, and reading them, come
-before and after it. Both run in turn, several rounds, and the ratio is that of the medians of the rounds. `--plan FILE` keeps the engine: what is there already is not built again.
+before and after it. Both run in turn, several rounds, and the ratio is that of the medians of the rounds.
+`--plan FILE` keeps the engine: what is there already is not built again.
 """
 
 from __future__ import annotations
